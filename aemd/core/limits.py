@@ -1,0 +1,68 @@
+"""Every limit of the daemon in one place: value, unit, reason.
+
+What a limit is compared with in other systems stands behind it. Configuration can change those that are
+fields of `Limits`; the rest are properties of the protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MS = 1_000_000
+SECOND = 1_000 * MS
+
+# Protocol.
+VERSION_MIN = 1
+VERSION_MAX = 1
+PRIORITIES = 8
+PRIORITY_DEFAULT = 3
+BATCH_EVENTS_MAX = 1_024  # under load this many events travel together
+BATCH_BYTES_MAX = 128 * 1024  # or this many bytes; above it grpc gains nothing
+WINDOW_BYTES = 256 * 1024  # per stream and direction on the link between core and front
+LABEL_BYTES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one daemon grants. Counts are per the thing named; bytes and nanoseconds say so."""
+
+    message_bytes: int = 1024 * 1024  # one gRPC message; grpc's own default is 4 MiB
+    payload_bytes: int = 256 * 1024  # one event's data; NATS has 1 MiB
+    params_max: int = 64  # parameters of one job
+    params_bytes: int = 64 * 1024  # all of them together
+
+    sessions_per_uid: int = 2_048
+    connections_per_uid: int = 8_192
+    jobs_per_session: int = 262_144
+    jobs_per_uid: int = 2_200_000  # AEM showed two million
+    channels_per_uid: int = 65_536
+
+    session_events: int = 4_096  # credit of a session that asks for none
+    session_bytes: int = 256 * 1024
+    binding_events: int = 256  # credit of a binding that asks for none
+    binding_bytes: int = 128 * 1024
+    credit_max: int = 1 << 40  # credit saturates here
+
+    queue_depth: int = 1_024
+    queue_depth_max: int = 65_536
+    queue_bytes: int = 1024 * 1024
+    queue_bytes_max: int = 64 * 1024 * 1024
+    parked_max: int = 100  # parked entries kept per job for the list
+    control_bytes: int = 4 * 1024 * 1024  # answers that wait for one session; then it is ended
+    unanswered: int = 1_024  # requests whose answers wait; then the stream is not read
+
+    frames_per_second: int = 100_000  # sustained, per session, bundled frames counted one by one
+    frames_burst: int = 200_000
+
+    lease_ns: int = 30 * SECOND
+    lease_max_ns: int = 600 * SECOND
+    shutdown_ns: int = 5 * SECOND  # how long a shutdown waits for the handler that runs
+    shutdown_max_ns: int = 600 * SECOND
+    hello_ns: int = 10 * SECOND  # a stream must begin with Hello within this
+    ack_timeout_min_ns: int = 1 * MS
+    drain_ns: int = 3 * SECOND  # SIGTERM to the end of the last session; exit within 5 s
+
+    room_bytes: int = 256 * 1024  # upward credit of a connection
+    event_data_bytes: int = 64 * 1024  # one read of a socket
+    descriptors_reserve: int = 256  # kept back for the daemon itself
+    fronts: int = 16  # front processes for uids of their own; the rest share one

@@ -1,0 +1,43 @@
+"""Who is calling, as the kernel says it.
+
+A principal is read once, when its connection is accepted (`peer/principal.py`), and held for the life of
+the connection. Nothing that a client says about itself goes in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What jobs and channels belong to: a user of one user and pid namespace.
+
+    The namespaces are inode numbers of nsfs; 0 stands for the daemon's own.
+    """
+
+    uid: int
+    user_namespace: int = 0
+    pid_namespace: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The process at the other end of a connection.
+
+    `pid` and `start_time_ticks` (field 22 of /proc/PID/stat) name the process for good; `start_time_ticks`
+    is 0 where it could not be read. `administrator`: root in the daemon's own user, pid and mount
+    namespaces, or the daemon's own user.
+    """
+
+    owner: Owner
+    gid: int
+    groups: tuple[int, ...]
+    pid: int
+    start_time_ticks: int
+    administrator: bool
+
+    @property
+    def uid(self) -> int:
+        """The effective user id."""
+        return self.owner.uid

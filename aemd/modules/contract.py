@@ -1,0 +1,196 @@
+"""The contract between the daemon and an event module.
+
+A module is a class with a `Description` and a handful of methods; the daemon makes one object of it, hands
+it a `Host`, and from then on calls it only from the core's one thread. Life of a job, as the module sees it:
+
+    open(job)              check the parameters, acquire what is needed, keep it in job.data; inert
+    start(job)             fire from now on
+    stop(job)              do not fire; start may follow
+    operate(job, ...)      a handler's reply, or an Op
+    pause(job)/resume(job) the job's queue is full / has room again (OVERFLOW_PAUSE_SOURCE only)
+    close(job)             give everything back; never called twice, also called when armed
+
+`open`, `start` and `operate` may raise AemError; the job or the request is refused with it and nothing else
+happens. After `open` raised, `close` is not called, so `open` must give back what it had taken.
+
+Fire with the event already encoded (`encode`): once, whoever receives it. To fire from inside open() is not
+allowed; from start() it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from aemd.core.limits import Limits
+from aemd.core.principal import Principal
+from aemd.core.right import Act
+from aemd.sources.reactor import Reactor
+from aemd.v1 import event_pb2
+from aemd.v1 import module_pb2 as pb
+from aemd.v1 import session_pb2
+
+Kind = pb.ParameterKind
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A socket address. `family`: tcp, udp, unix, unix-dgram, unix-seqpacket; `path` with a leading NUL is
+    an abstract name."""
+
+    family: str
+    host: str = ""
+    port: int = 0
+    path: bytes = b""
+
+    def __str__(self) -> str:
+        if self.path:
+            shown = self.path.decode("utf-8", "backslashreplace")
+            return f"{self.family}:{'@' + shown[1:] if shown.startswith(chr(0)) else shown}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.family}:{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter; see ParameterKind in module.proto for the texts that each kind takes."""
+
+    name: str
+    kind: pb.ParameterKind.ValueType
+    description: str
+    required: bool = False
+    default: str = ""
+    choices: tuple[str, ...] = ()
+    repeated: bool = False
+    minimum: int | None = None
+    maximum: int | None = None
+    example: str = ""
+
+
+class Delivery(Enum):
+    """How events meet a handler that is still busy."""
+
+    QUEUE = "queue"
+    COALESCE = "coalesce"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a module is. `replies`: its handlers answer, so acknowledgement is explicit by default.
+    `pausable`: its sources belong to one job each, so OVERFLOW_PAUSE_SOURCE is allowed, and the default
+    where `pause_by_default`."""
+
+    name: str
+    summary: str
+    description: str
+    delivery: Delivery
+    parameters: tuple[Parameter, ...]
+    events: Mapping[str, str]
+    operations: Mapping[str, tuple[str, bool]] = field(default_factory=dict)  # name -> (text, takes data)
+    keyed: bool = False
+    replies: bool = False
+    pausable: bool = False
+    pause_by_default: bool = False
+    payload_message: str = ""
+    examples: tuple[str, ...] = ()
+
+
+class Job(Protocol):
+    """A job, as far as a module may know it: `core.job.Job` is one.
+
+    `data` is the module's own slot. `values` are the parsed parameters, defaults filled in; a parameter
+    without value and default is absent.
+    """
+
+    id: int
+    owner: Principal
+    values: Mapping[str, object]
+    label: str
+    data: object
+
+
+class Host(Protocol):
+    """What the daemon does for a module."""
+
+    reactor: Reactor
+    limits: Limits
+
+    def right(self, principal: Principal, act: Act) -> None:
+        """Return if allowed, else raise AemError."""
+
+    def charge(self, job: Job, descriptors: int) -> None:
+        """Reserve so many descriptors before they are opened; raises AemError if there are too few."""
+
+    def refund(self, job: Job, descriptors: int) -> None:
+        """Give back what charge() took. What a job still holds is refunded after close()."""
+
+    def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
+        """A stimulus hit `job`: `event` is what encode() gave, `count` how many stimuli it stands for.
+        Ignored unless the job is armed."""
+
+    def gap(
+        self,
+        job: Job,
+        *,
+        stage: session_pb2.Stage.ValueType,
+        cause: session_pb2.Cause.ValueType,
+        count: int,
+        scope: str = "",
+        remedy: session_pb2.Remedy.ValueType = session_pb2.REMEDY_UNSPECIFIED,
+    ) -> None:
+        """Events of `job` were lost before they could fire; `count` 0 if nobody knows how many."""
+
+    def room(self, job: Job, key: bytes, size: int) -> None:
+        """The client may write `size` more bytes to `key`."""
+
+    def fail(self, job: Job, reason: str) -> None:
+        """The job's source failed: it is DEGRADED until restore()."""
+
+    def restore(self, job: Job) -> None:
+        """The source is back."""
+
+    def exhaust(self, job: Job, reason: str) -> None:
+        """Nothing more can come: the job ends once everything fired so far is dealt with."""
+
+
+class Module(Protocol):
+    """An event module. Loaded by calling the entry point's object with the Host."""
+
+    description: Description
+
+    def open(self, job: Job) -> None:
+        """Check job.values, acquire what is needed, set job.data. The job stays inert."""
+
+    def start(self, job: Job) -> None:
+        """Fire from now on."""
+
+    def stop(self, job: Job) -> None:
+        """Do not fire until start()."""
+
+    def close(self, job: Job) -> None:
+        """Give everything back."""
+
+    def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
+        """Do what a handler wants: `name` is one of description.operations."""
+
+    def pause(self, job: Job) -> None:
+        """Read no more: the job's queue is full."""
+
+    def resume(self, job: Job) -> None:
+        """Read again."""
+
+    def sync(self, job: Job, done: Callable[[], None]) -> None:
+        """Call `done()` once everything that the kernel had queued for `job` before now has been fired."""
+
+    def details(self, job: Job) -> dict[str, str]:
+        """The job for people: addresses, next expiration, connections."""
+
+    def shutdown(self) -> None:
+        """The module is unloaded, or the daemon ends; all its jobs are closed already."""
+
+
+def encode(event: event_pb2.Event) -> bytes:
+    """The bytes of an event, as fire() takes them."""
+    return event.SerializeToString()

@@ -1,0 +1,1 @@
+"""The generated messages of proto/aem/v1. Made by `make proto`; do not edit."""
