@@ -21,17 +21,30 @@ FLAGS = [
 
 def lock(name: str, *inputs: Path | str) -> None:
     """Resolve `inputs` into requirements/NAME.txt."""
-    subprocess.run(["uv", "pip", "compile", *FLAGS, *map(str, inputs), "-o", REQUIREMENTS / f"{name}.txt"], check=True)
+    subprocess.run(
+        ["uv", "pip", "compile", *FLAGS, *map(str, inputs), "-o", REQUIREMENTS / f"{name}.txt"], check=True
+    )
 
 
 def main() -> int:
     """Lock everything."""
     with tempfile.TemporaryDirectory() as scratch:
-        daemon = Path(scratch) / "pyproject.toml"  # without the SDK, which is not on any index while it is built here
-        daemon.write_text(re.sub(r'^ *"aem-client.*\n', "", (ROOT / "pyproject.toml").read_text(), flags=re.M))
+        daemon = (
+            Path(scratch) / "pyproject.toml"
+        )  # without the SDK, which is not on any index while it is built here
+        daemon.write_text(
+            re.sub(r'^ *"aem-client.*\n', "", (ROOT / "pyproject.toml").read_text(), flags=re.M)
+        )
         projects = [daemon, ROOT / "clients" / "python" / "pyproject.toml"]
         lock("run", *projects, REQUIREMENTS / "build.in")
-        lock("dev", *projects, REQUIREMENTS / "build.in", REQUIREMENTS / "dev.in", "-c", REQUIREMENTS / "run.txt")
+        lock(
+            "dev",
+            *projects,
+            REQUIREMENTS / "build.in",
+            REQUIREMENTS / "dev.in",
+            "-c",
+            REQUIREMENTS / "run.txt",
+        )
     lock("bench", REQUIREMENTS / "bench.in", "-c", REQUIREMENTS / "dev.txt")
     lock("proto", REQUIREMENTS / "proto.in")
     return 0

@@ -40,7 +40,9 @@ def main() -> int:
     parser.add_argument(
         "--engine", choices=["aemd", "select", "asyncio"], default="aemd", help="what waits for the sockets"
     )
-    parser.add_argument("--address", help="the daemon's socket (default: AEMD_ADDRESS, else the usual places)")
+    parser.add_argument(
+        "--address", help="the daemon's socket (default: AEMD_ADDRESS, else the usual places)"
+    )
     parser.add_argument("--access-log", action="store_true", help="a line per request on standard output")
     arguments = parser.parse_args()
     if not os.path.isdir(arguments.root):
