@@ -175,7 +175,7 @@ def tour(it: Tour) -> None:
     (it.folder / "public" / "index.html").write_text("<h1>Served through aemd</h1>\n")
     server = it.start(f"aemhttpd --root public --listen tcp:127.0.0.1:{port}")
     it.until("the server's job", "socket", "armed")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=LIMIT_S) as page:  # noqa: S310
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=LIMIT_S) as page:
         it.show(f"GET / -> {page.status} {page.read().decode()}")
     it.run("aemctl list-jobs")
     it.end(server)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 import aem
+
 from aemhttpd import over_aemd, over_asyncio, over_select
 from aemhttpd.exchange import Exchange
 from aemhttpd.files import Files
