@@ -19,9 +19,7 @@ from aemhttpd.files import Answer, Files, failure
 REQUEST_BODY_BYTES_MAX = 16 * 1024 * 1024  # read and set aside; more ends the connection
 HEAD_BYTES_MAX = 32 * 1024
 PIECE_BYTES_MAX = 64 * 1024
-PIPELINED_BYTES_MAX = (
-    1024 * 1024
-)  # of requests that wait for the response before them; more ends the connection
+PIPELINED_BYTES_MAX = 1024 * 1024  # of requests that wait their turn; more ends the connection
 
 
 class Exchange:
