@@ -1,0 +1,98 @@
+"""Where one daemon lives: its socket and its state, and how both are made safely.
+
+A system daemon serves every user, so the directory of its socket must be one that nobody else can put
+things into; a user daemon's is the user's own.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SYSTEM_SOCKET = "/run/aemd/aemd.sock"
+SYSTEM_STATE = "/var/lib/aemd"
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) is 108 bytes, the last of them NUL
+
+
+class ConfigError(Exception):
+    """The daemon cannot run like this; the message says why and what helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the command line decides."""
+
+    socket: str
+    state_dir: str
+    user: bool = False
+    log_level: str = "info"
+
+
+def default_socket(*, user: bool, environment: Mapping[str, str], uid: int) -> str:
+    """Where clients look first; ConfigError where a user has no runtime directory."""
+    if not user:
+        return SYSTEM_SOCKET
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if not os.path.isdir(runtime):
+        raise ConfigError(
+            f"there is no runtime directory {runtime} (XDG_RUNTIME_DIR); name a socket with --socket PATH"
+        )
+    return f"{runtime}/aemd/aemd.sock"
+
+
+def default_state_dir(*, user: bool, environment: Mapping[str, str]) -> str:
+    """Where a daemon keeps what outlives it."""
+    if not user:
+        return SYSTEM_STATE
+    state = environment.get("XDG_STATE_HOME")
+    if not state:
+        home = environment.get("HOME")
+        if not home:
+            raise ConfigError("neither XDG_STATE_HOME nor HOME is set; name a directory with --state-dir DIR")
+        state = f"{home}/.local/state"
+    return f"{state}/aemd"
+
+
+def prepare(config: Config) -> None:
+    """Make the directories, and refuse those that somebody else could tamper with."""
+    path = os.fsencode(config.socket)
+    if len(path) > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"{config.socket}: {len(path)} bytes; the path of a Unix socket has at most {SOCKET_PATH_BYTES_MAX}"
+        )
+    _make(os.path.dirname(config.socket) or ".", 0o700 if config.user else 0o755)
+    _make(config.state_dir, 0o700)
+    if not config.user and config.socket == SYSTEM_SOCKET:
+        _refuse_shared(os.path.dirname(config.socket))
+
+
+def _make(directory: str, mode: int) -> None:
+    missing = []
+    path = os.path.abspath(directory)
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    try:
+        for path in reversed(missing):
+            os.mkdir(path, mode)
+            os.chmod(path, mode)  # whatever the umask is
+    except FileExistsError:
+        pass  # another daemon was faster, and the socket decides between us
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from error
+    if not os.path.isdir(directory):
+        raise ConfigError(f"{directory}: is not a directory")
+
+
+def _refuse_shared(directory: str) -> None:
+    """The system's directory belongs to root, and only root can change what is in it."""
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{directory}: is not a directory but a link or a file; remove it")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ConfigError(
+            f"{directory}: must belong to uid {os.geteuid()} and be writable for nobody else; "
+            f"it belongs to uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+        )
