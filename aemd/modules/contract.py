@@ -19,18 +19,18 @@ allowed; from start() it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from aemd.core.errors import AemError, Code
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
 from aemd.core.right import Act
 from aemd.sources.reactor import Reactor
-from aemd.v1 import event_pb2
+from aemd.v1 import event_pb2, session_pb2
 from aemd.v1 import module_pb2 as pb
-from aemd.v1 import session_pb2
 
 Kind = pb.ParameterKind
 
@@ -38,7 +38,8 @@ Kind = pb.ParameterKind
 @dataclass(frozen=True, slots=True)
 class Address:
     """A socket address. `family`: tcp, udp, unix, unix-dgram, unix-seqpacket; `path` with a leading NUL is
-    an abstract name."""
+    an abstract name.
+    """
 
     family: str
     host: str = ""
@@ -55,7 +56,10 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter; see ParameterKind in module.proto for the texts that each kind takes."""
+    """One parameter; see ParameterKind in module.proto for the texts that each kind takes.
+
+    `minimum` and `maximum` bound a number, or the length in bytes of text and bytes.
+    """
 
     name: str
     kind: pb.ParameterKind.ValueType
@@ -80,7 +84,8 @@ class Delivery(Enum):
 class Description:
     """What a module is. `replies`: its handlers answer, so acknowledgement is explicit by default.
     `pausable`: its sources belong to one job each, so OVERFLOW_PAUSE_SOURCE is allowed, and the default
-    where `pause_by_default`."""
+    where `pause_by_default`.
+    """
 
     name: str
     summary: str
@@ -128,7 +133,11 @@ class Host(Protocol):
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
         """A stimulus hit `job`: `event` is what encode() gave, `count` how many stimuli it stands for.
-        Ignored unless the job is armed."""
+        Ignored unless the job is armed.
+        """
+
+    def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
+        """Stimuli hit `job` one after the other: fire() for each of `events`, at the cost of few calls."""
 
     def gap(
         self,
@@ -189,6 +198,33 @@ class Module(Protocol):
 
     def shutdown(self) -> None:
         """The module is unloaded, or the daemon ends; all its jobs are closed already."""
+
+
+class Basic:
+    """What a module need not write itself: no operations, no pausing, nothing to wait for or to clean up."""
+
+    description: Description
+
+    def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:  # noqa: ARG002
+        """Refuse: the module describes no operations."""
+        raise AemError(
+            Code.INVALID_ARGUMENT,
+            "OPERATION_UNKNOWN",
+            f"module {self.description.name} takes no operations, and {name[:64]!r} is none of them",
+        )
+
+    def pause(self, job: Job) -> None:
+        """Nothing to do: only what is pausable is paused."""
+
+    def resume(self, job: Job) -> None:
+        """Nothing to do."""
+
+    def sync(self, job: Job, done: Callable[[], None]) -> None:  # noqa: ARG002
+        """Nothing waits in the kernel."""
+        done()
+
+    def shutdown(self) -> None:
+        """Nothing outlives the jobs."""
 
 
 def encode(event: event_pb2.Event) -> bytes:
