@@ -154,7 +154,7 @@ class TimerQueue:
         self._heap: list[tuple[int, int, TimerCall]] = []
         self._created = 0
         self._garbage = 0
-        self._armed_ns: int | None = 0  # what the timerfd is set to; None: it has expired
+        self._armed_ns: int | None = 0  # what the timerfd is set to; 0: nothing; None: unknown
         self._settling = False
         self._listeners: dict[int, Callable[[int], None]] = {}
 
@@ -219,7 +219,7 @@ class TimerQueue:
         if self._timer is None:
             return
         was_set = self._timer.read()
-        self._armed_ns = None
+        self._armed_ns = None if was_set else 0
         self._settle_later()
         if was_set:
             self._tell_set()
