@@ -81,6 +81,7 @@ class UnaryCall:
     def closed(self, reason: str) -> None:
         """The client went away; there is nobody to answer."""
         self._ended = True
+        log.get().debug("unary call lost", **{log.METHOD: self._stream.method, log.REASON: reason})
 
     def writable(self) -> None:
         """Nothing waits for room: there is one answer, and it has left."""

@@ -1,0 +1,55 @@
+import os
+import stat
+
+import pytest
+
+from aemd.service.config import Config, ConfigError, default_socket, default_state_dir, prepare
+
+
+def test_system_socket_is_the_documented_one():
+    assert default_socket(user=False, environment={}, uid=0) == "/run/aemd/aemd.sock"
+
+
+def test_user_socket_is_below_the_runtime_directory(tmp_path):
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    assert default_socket(user=True, environment=environment, uid=7) == f"{tmp_path}/aemd/aemd.sock"
+
+
+def test_user_without_runtime_directory_is_told_the_option():
+    with pytest.raises(ConfigError, match="--socket"):
+        default_socket(user=True, environment={}, uid=4_000_000_000)
+
+
+def test_state_directory_follows_xdg_then_home():
+    assert default_state_dir(user=True, environment={"XDG_STATE_HOME": "/s"}) == "/s/aemd"
+    assert default_state_dir(user=True, environment={"HOME": "/h"}) == "/h/.local/state/aemd"
+    with pytest.raises(ConfigError, match="--state-dir"):
+        default_state_dir(user=True, environment={})
+
+
+@pytest.mark.parametrize(("user", "mode"), [(False, 0o755), (True, 0o700)])
+def test_directories_are_made_with_their_mode_whatever_the_umask(tmp_path, user, mode):
+    before = os.umask(0o077)
+    try:
+        prepare(Config(socket=str(tmp_path / "a/b/s"), state_dir=str(tmp_path / "state"), user=user))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(tmp_path / "a/b").st_mode) == mode
+    assert stat.S_IMODE(os.stat(tmp_path / "state").st_mode) == 0o700
+
+
+def test_existing_directory_keeps_its_mode(tmp_path):
+    os.chmod(tmp_path, 0o711)
+    prepare(Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path)))
+    assert stat.S_IMODE(os.stat(tmp_path).st_mode) == 0o711
+
+
+def test_socket_path_too_long_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="107"):
+        prepare(Config(socket=str(tmp_path / ("x" * 120)), state_dir=str(tmp_path)))
+
+
+def test_file_in_the_place_of_a_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be made|not a directory"):
+        prepare(Config(socket=str(tmp_path / "file/s"), state_dir=str(tmp_path)))
