@@ -1,0 +1,122 @@
+"""What a person types behind a verb: key=value, job ids, time spans.
+
+Parameters are checked against the description that the daemon gives of the module, so that a module
+which was loaded a minute ago is known as well as the built-in ones. Only the names are checked here; the
+values are the daemon's business, which has the one parser for them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aemd.cli.failure import Exit, Failure
+from aemd.modules.quantity import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from aem.v1 import module_pb2
+
+
+class Quantity(click.ParamType):
+    """A time span or a number of bytes, in the spellings that parameters have, as a whole number."""
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a text; a default is a number already."""
+        if isinstance(value, int):
+            return value
+        try:
+            number = self._parse(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        if number < 0:
+            self.fail(f"{value!r} is negative", param, ctx)
+        return number
+
+
+SPAN = Quantity("span", parse_duration)
+SIZE = Quantity("size", parse_size)
+
+
+class ResourceId(click.ParamType):
+    """The number of a job or session: 17, or its resource name jobs/17."""
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self.name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Take a number with or without the collection before it."""
+        if isinstance(value, int):
+            return value
+        text = value.removeprefix(f"{self.collection}/")
+        if not text.isascii() or not text.isdigit():
+            self.fail(f"{value!r} is not an id; write 17 or {self.collection}/17", param, ctx)
+        return int(text)
+
+
+def split_parameters(words: Iterable[str]) -> dict[str, str | list[str]]:
+    """key=value words by key; a key that comes several times has a list."""
+    result: dict[str, str | list[str]] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise Failure(
+                f"{word!r} is not a parameter",
+                exit_code=Exit.USAGE,
+                reason="NOT_A_PARAMETER",
+                hint="parameters are key=value, for example every=1s",
+            )
+        before = result.get(key)
+        if before is None:
+            result[key] = value
+        else:
+            result[key] = [*before, value] if isinstance(before, list) else [before, value]
+    return result
+
+
+def check_parameters(module: module_pb2.Module, given: Mapping[str, object]) -> None:
+    """Refuse names that the module does not have, and say which one was probably meant."""
+    known = [parameter.name for parameter in module.parameters]
+    for key in given:
+        if key in known:
+            continue
+        likely = nearest(key, known)
+        meant = f"; did you mean {likely}=?" if likely else ""
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise Failure(
+            f"module {module.id} has no parameter {key!r}{meant}",
+            exit_code=Exit.USAGE,
+            reason="UNKNOWN_PARAMETER",
+            hint=f"{has}; see `aemctl show-module {module.id}`",
+            metadata={"field": key, "module": module.id},
+        )
+
+
+def unknown_module(name: str, known: Sequence[str]) -> Failure:
+    """The failure for a module that is not loaded."""
+    likely = nearest(name, known)
+    meant = f"; did you mean {likely}?" if likely else ""
+    return Failure(
+        f"no module {name!r} is loaded{meant}",
+        exit_code=Exit.NOT_FOUND,
+        code="NOT_FOUND",
+        reason="MODULE_NOT_FOUND",
+        hint=f"loaded: {', '.join(known)}" if known else "no module is loaded",
+        metadata={"module": name},
+    )
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that `word` was probably meant to be."""
+    by_start = [name for name in known if word and name.startswith(word)]
+    if len(by_start) == 1:
+        return by_start[0]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return close[0] if close else None

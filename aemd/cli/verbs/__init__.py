@@ -1,0 +1,1 @@
+"""The verbs of aemctl, by what they are about."""

@@ -1,0 +1,276 @@
+"""Verbs that wait for events and show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aemd.cli.completion import complete_modules, complete_parameters
+from aemd.cli.eventline import event_line, gap_line
+from aemd.cli.failure import Exit, Failure, note
+from aemd.cli.halt import Halt, Halted, watch_stdout
+from aemd.cli.parameters import SIZE, SPAN, check_parameters, split_parameters, unknown_module
+from aemd.cli.verb import Settings, Verb
+
+if TYPE_CHECKING:
+    import aem
+
+SECTION = "Events"
+OVERFLOWS = ("drop-oldest", "drop-newest", "latest", "pause-source")
+ACKNOWLEDGEMENTS = ("cumulative", "explicit", "none")
+Decorated = Callable[..., Any]
+
+_JOB_OPTIONS = (
+    click.option("--label", metavar="TEXT", help="What the job is called in lists; default: the verb."),
+    click.option("--priority", type=click.IntRange(0, 7), metavar="N", help="0 to 7, 7 first; default 3."),
+    click.option(
+        "--queue-depth",
+        type=click.IntRange(1, 65_536),
+        metavar="N",
+        help="How many entries may wait; default 1024.",
+    ),
+    click.option("--queue-bytes", type=SIZE, metavar="SIZE", help="How many bytes may wait; default 1MiB."),
+    click.option("--overflow", type=click.Choice(OVERFLOWS), help="What a full queue does."),
+    click.option(
+        "--ack", "acknowledgement", type=click.Choice(ACKNOWLEDGEMENTS), help="How events are acknowledged."
+    ),
+    click.option(
+        "--ack-timeout",
+        "ack_timeout_ns",
+        type=SPAN,
+        metavar="SPAN",
+        help="Deliver again what is not acknowledged after this.",
+    ),
+    click.option(
+        "--attempts-max",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Park an entry after so many deliveries; 0: never.",
+    ),
+    click.option(
+        "--lease",
+        "lease_ns",
+        type=SPAN,
+        metavar="SPAN",
+        help="How long the job outlives a lost connection; default 30s.",
+    ),
+)
+
+
+def job_arguments(command: Decorated) -> Decorated:
+    """MODULE and its parameters, and the options that every job has."""
+    for decorate in reversed(_JOB_OPTIONS):
+        command = decorate(command)
+    words = click.argument("words", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=complete_parameters)
+    module = click.argument("module", metavar="MODULE", shell_complete=complete_modules)
+    return module(words(command))
+
+
+one_shot_option: Callable[[Decorated], Decorated] = click.option(
+    "--one-shot", is_flag=True, help="End the job when its first event has been handled."
+)
+JOB_OPTION_NAMES = frozenset(
+    (
+        "label",
+        "priority",
+        "queue_depth",
+        "queue_bytes",
+        "overflow",
+        "acknowledgement",
+        "ack_timeout_ns",
+        "attempts_max",
+        "lease_ns",
+    )
+)
+
+
+def checked_parameters(client: aem.Client, module: str, words: Sequence[str]) -> dict[str, Any]:
+    """The parameters, if the daemon has that module and the module has them."""
+    import aem
+
+    given = split_parameters(words)
+    try:
+        description = client.get_module(module)
+    except aem.AemError as error:
+        if getattr(error.code, "name", "") != "NOT_FOUND":
+            raise
+        raise unknown_module(module, [one.id for one in client.list_modules()]) from error
+    check_parameters(description, given)
+    return given
+
+
+def job_options(*, one_shot: bool, **given: Any) -> aem.Options:
+    """The options of the command line as the SDK has them; what was not given is the daemon's default."""
+    import aem
+
+    kinds = {"overflow": aem.Overflow, "acknowledgement": aem.Acknowledgement}
+    chosen = {name: kinds.get(name, _same)(value) for name, value in given.items() if value is not None}
+    return aem.Options(one_shot=one_shot, **chosen)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def show(settings: Settings, entry: aem.Event | aem.Gap) -> None:
+    """Print an event or a gap."""
+    output, row = settings.output, entry.to_dict()
+    line = gap_line if row["type"] == "gap" and "stage" in row else event_line
+    output.event(row, lambda: line(output, row))
+
+
+def entries(
+    halt: Halt, client: aem.Client, module: str, **registration: Any
+) -> Iterator[aem.Event | aem.Gap]:
+    """Register a job and give what comes of it. Raises Halted; the job is shut down whenever this ends."""
+    stream = client.events(module, **registration)
+    try:
+        while True:
+            try:
+                entry = halt.wait(lambda: next(stream))
+            except StopIteration:
+                return
+            yield entry
+    finally:
+        stream.close()
+
+
+@click.command(
+    "watch",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl watch timer every=200ms --count 3",
+        "aemctl watch timer calendar='Mon..Fri 09:00'",
+        "aemctl watch process pid=4242 -o json",
+        "aemctl watch socket listen=tcp:127.0.0.1:8080 --timeout 1min",
+        "aemctl watch user channel=deploy --overflow drop-newest --queue-depth 10",
+    ),
+)
+@job_arguments
+@one_shot_option
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many events.")
+@click.option(
+    "--timeout",
+    "timeout_ns",
+    type=SPAN,
+    metavar="SPAN",
+    help="End after this. Exit code 124 if --count was given and not reached.",
+)
+@click.pass_obj
+def watch(
+    settings: Settings,
+    *,
+    module: str,
+    words: Sequence[str],
+    count: int | None,
+    timeout_ns: int | None,
+    label: str | None,
+    **options: Any,
+) -> int:
+    """Show the events of a job as they come.
+
+    One line for each event, or one JSON object with -o json. Lost events are shown too, as a GAP. Ends
+    with the job, with --count, --timeout, or on Ctrl-C; the job is shut down then.
+    """
+    seen = 0
+    halt = Halt()
+    with settings.client(reconnect=True) as client, halt.armed(timeout_ns):
+        watch_stdout()
+        parameters = checked_parameters(client, module, words)
+        registration = {"label": label or "aemctl watch", "options": job_options(**options), **parameters}
+        try:
+            for entry in entries(halt, client, module, **registration):
+                show(settings, entry)
+                seen += not is_gap(entry)
+                if seen == count:
+                    return Exit.OK
+        except Halted as halted:
+            open_ended = halted.reason is Exit.TIMEOUT and count is None
+            return Exit.OK if open_ended else halted.reason
+    return Exit.OK if count is None or options["one_shot"] else _ended_early(module, seen, count)
+
+
+def is_gap(entry: aem.Event | aem.Gap) -> bool:
+    """Whether events were lost here."""
+    import aem
+
+    return isinstance(entry, aem.Gap)
+
+
+def _ended_early(module: str, seen: int, count: int) -> int:
+    note(f"the {module} job ended after {seen} of {count} events")
+    return Exit.REFUSED
+
+
+@click.command(
+    "wait",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl wait process pid=4242 --timeout 10s && echo gone",
+        "aemctl wait process pid=4242 --missing-ok --quiet",
+        "aemctl wait user channel=deploy -o json | jq -r .payload.payload",
+    ),
+)
+@job_arguments
+@click.option("--timeout", "timeout_ns", type=SPAN, metavar="SPAN", help="Give up after this, exit code 124.")
+@click.option(
+    "--missing-ok", is_flag=True, help="What is to be waited for is gone already: exit code 0 instead of 4."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing, not even the event.")
+@click.pass_obj
+def wait(
+    settings: Settings,
+    *,
+    module: str,
+    words: Sequence[str],
+    timeout_ns: int | None,
+    missing_ok: bool,
+    quiet: bool,
+    label: str | None,
+    **options: Any,
+) -> int:
+    """Wait for one event.
+
+    Exit code 0 when it came, 124 if --timeout came first, as with timeout(1). A process that is gone
+    already is exit code 4, or 0 with --missing-ok.
+    """
+    halt = Halt()
+    with settings.client(reconnect=True) as client, halt.armed(timeout_ns):
+        parameters = checked_parameters(client, module, words)
+        registration = {
+            "label": label or "aemctl wait",
+            "options": job_options(one_shot=True, **options),
+            **parameters,
+        }
+        try:
+            return _first(settings, entries(halt, client, module, **registration), quiet=quiet)
+        except Halted as halted:
+            return halted.reason
+        except _error() as error:
+            if missing_ok and error.code.name == "NOT_FOUND":
+                return Exit.OK
+            raise
+
+
+def _error() -> type[aem.AemError]:
+    import aem
+
+    return aem.AemError
+
+
+def _first(settings: Settings, stream: Iterator[aem.Event | aem.Gap], *, quiet: bool) -> int:
+    for entry in stream:
+        if is_gap(entry):
+            note(f"{entry!r}; waiting on")
+            continue
+        if not quiet:
+            show(settings, entry)
+        return Exit.OK
+    raise Failure("the job ended before an event came", reason="JOB_ENDED")
+
+
+VERBS: Sequence[click.Command] = (watch, wait)

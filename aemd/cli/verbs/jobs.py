@@ -1,0 +1,256 @@
+"""Verbs that look after jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aemd.cli.completion import complete_jobs, complete_modules
+from aemd.cli.failure import Exit, report
+from aemd.cli.output import Column, Row
+from aemd.cli.parameters import SPAN, ResourceId
+from aemd.cli.plain import plain
+from aemd.cli.text import age_text, moment_text, safe, size_text, span_text
+from aemd.cli.verb import Settings, Verb, failure_of
+
+if TYPE_CHECKING:
+    import aem
+    from aem.v1 import job_pb2
+
+SECTION = "Jobs"
+STATES = ("registered", "armed", "degraded", "closing")
+JOB_ID = ResourceId("jobs")
+
+COLUMNS = (
+    Column("JOB", lambda job: job["id"], right=True),
+    Column("MODULE", lambda job: job["module"]),
+    Column("STATE", lambda job: job["state"]),
+    Column("PRIO", lambda job: _priority(job), right=True),
+    Column("FIRES", lambda job: job["stats"]["fires"], right=True),
+    Column("QUEUED", lambda job: job["stats"]["queued"], right=True),
+    Column("FAILED", lambda job: job["stats"]["failed"], right=True),
+    Column("LOST", lambda job: job["stats"]["lost"], right=True),
+    Column("UID", lambda job: job["uid"], right=True),
+    Column("PID", lambda job: job["pid"], right=True),
+    Column("AGE", lambda job: age_text(job["create_time_ns"]), right=True),
+    Column("LABEL", lambda job: job["label"] or "-"),
+    Column("PARAMETERS", lambda job: params_text(job["params"])),
+)
+
+
+def job_row(job: job_pb2.Job) -> Row:
+    """A job as plain values, its statistics always there."""
+    from aem.v1 import job_pb2
+
+    row = plain(job)
+    row["stats"] = row["stats"] or plain(job_pb2.JobStats())
+    row["options"] = row["options"] or plain(job_pb2.Options())
+    return row
+
+
+def params_text(params: dict[str, Any]) -> str:
+    """Parameters as they would be typed."""
+    return " ".join(f"{name}={_value_text(value)}" for name, value in params.items())
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_value_text(one) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"'{value}'" if " " in str(value) else str(value)
+
+
+def _priority(job: Row) -> object:
+    priority = job["options"]["priority"]
+    return "-" if priority is None else priority
+
+
+@click.command(
+    "list-jobs",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl list-jobs",
+        "aemctl list-jobs --module timer --state armed",
+        "aemctl list-jobs -o json | jq '.[] | select(.stats.lost > 0).id'",
+    ),
+)
+@click.option("--module", metavar="NAME", shell_complete=complete_modules, help="Only jobs of this module.")
+@click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only jobs in this state.")
+@click.pass_obj
+def list_jobs(settings: Settings, *, module: str | None, state: str | None) -> None:
+    """List your jobs; as root everybody's."""
+    with settings.client() as client:
+        jobs = client.list_jobs(module=module, state=state)
+        settings.output.rows(map(job_row, jobs), COLUMNS, empty="no jobs")
+
+
+@click.command(
+    "show-job",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl show-job 17",
+        "aemctl show-job 17 -o json | jq .stats.last_error",
+    ),
+)
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
+@click.pass_obj
+def show_job(settings: Settings, *, ids: Sequence[int]) -> int:
+    """Show everything about a job: parameters, options, what happened so far.
+
+    With -o json: one object for one job, an array for several.
+    """
+    output = settings.output
+    rows: list[Row] = []
+    with settings.client() as client:
+        code = for_each(settings, client, ids, lambda one: rows.append(job_row(client.get_job(one))))
+    if output.form == "json" and len(ids) > 1:
+        output.rows(rows, COLUMNS, empty="")
+        return code
+    for place, row in enumerate(rows):
+        if place and output.for_people:
+            output.line("")
+        output.record(row, job_facts(row))
+    return code
+
+
+def job_facts(row: Row) -> list[tuple[str, str]]:
+    """A job for people."""
+    stats, options = row["stats"], row["options"]
+    reason = f" ({safe(row['reason'])})" if row["reason"] else ""
+    facts = [
+        ("job", f"{row['id']}"),
+        ("label", safe(row["label"])),
+        ("module", row["module"]),
+        ("state", f"{row['state']}{reason}"),
+        ("parameters", safe(params_text(row["params"]))),
+        ("options", _options_text(options)),
+        ("owner", f"uid {row['uid']}, pid {row['pid']}, {row['session'] or 'no session'}"),
+        ("registered", moment_text(row["create_time_ns"])),
+        ("last fired", moment_text(stats["last_fire_time_ns"])),
+        ("fires", f"{stats['fires']}, of these lost {stats['lost']}"),
+        ("entries", _counts(stats, "delivered", "redelivered", "acknowledged", "failed", "parked")),
+        (
+            "waiting",
+            f"{stats['queued']} queued, {stats['in_flight']} in flight, {size_text(stats['queued_bytes'])}",
+        ),
+        ("position", f"head {_cursor(stats['head'])}, acknowledged {_cursor(stats['acked'])}"),
+    ]
+    if stats["last_error"]:
+        facts.append(("last error", safe(stats["last_error"])))
+        facts.append(("", f"at {moment_text(stats['last_error_time_ns'])}"))
+    facts += [(safe(name.replace("_", " ")), safe(text)) for name, text in row["details"].items()]
+    return [(name, text) for name, text in facts if text]
+
+
+def _counts(stats: Row, *names: str) -> str:
+    return ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in names)
+
+
+def _cursor(cursor: Row | None) -> str:
+    return f"{cursor['epoch']}:{cursor['seq']}" if cursor else "-"
+
+
+def _options_text(options: Row) -> str:
+    parts = ["one-shot"] if options["one_shot"] else []
+    if options["priority"] is not None:
+        parts.append(f"priority {options['priority']}")
+    if options["queue_depth"]:
+        parts.append(f"queue {options['queue_depth']} entries, {size_text(options['queue_bytes'])}")
+    words = [(name, options[name]) for name in ("overflow", "acknowledgement")]
+    spans = [(name, options[f"{name}_ns"]) for name in ("ack_timeout", "lease")]
+    parts += [f"{name} {word}" for name, word in words if word]
+    parts += [f"{name.replace('_', ' ')} {span_text(span_ns)}" for name, span_ns in spans if span_ns]
+    if options["attempts_max"]:
+        parts.append(f"at most {options['attempts_max']} attempts")
+    return ", ".join(parts)
+
+
+def for_each(settings: Settings, client: aem.Client, ids: Iterable[int], act: Callable[[int], object]) -> int:
+    """Act on each id and go on after a refusal; the first refusal decides the exit code."""
+    import aem
+
+    code = int(Exit.OK)
+    for one in ids:
+        try:
+            act(one)
+        except aem.AemError as error:
+            failure = failure_of(error, client.address)
+            if failure.exit_code == Exit.UNREACHABLE:
+                raise failure from error
+            report(failure, as_json=not settings.output.for_people)
+            code = code or failure.exit_code
+    return code
+
+
+def _change(settings: Settings, ids: Sequence[int], act: Callable[[aem.Client, int], job_pb2.Job]) -> int:
+    output = settings.output
+    with settings.client() as client:
+
+        def change(one: int) -> None:
+            row = job_row(act(client, one))
+            output.event(row, lambda: f"job {row['id']} {output.state(row['state'])}")
+
+        return for_each(settings, client, ids, change)
+
+
+@click.command(
+    "start-job", cls=Verb, section=SECTION, examples=("aemctl start-job 17", "aemctl start-job 17 18")
+)
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
+@click.pass_obj
+def start_job(settings: Settings, *, ids: Sequence[int]) -> int:
+    """Arm jobs: from now on they fire."""
+    return _change(settings, ids, lambda client, one: client.start_job(one))
+
+
+@click.command("stop-job", cls=Verb, section=SECTION, examples=("aemctl stop-job 17",))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
+@click.pass_obj
+def stop_job(settings: Settings, *, ids: Sequence[int]) -> int:
+    """Disarm jobs: they fire no more until started; what is queued is still delivered."""
+    return _change(settings, ids, lambda client, one: client.stop_job(one))
+
+
+@click.command("set-priority", cls=Verb, section=SECTION, examples=("aemctl set-priority 17 6",))
+@click.argument("one", metavar="JOB", type=JOB_ID, shell_complete=complete_jobs)
+@click.argument("priority", metavar="PRIORITY", type=click.IntRange(0, 7))
+@click.pass_obj
+def set_priority(settings: Settings, *, one: int, priority: int) -> int:
+    """Set the priority of a job: 0 to 7, 7 is served first."""
+    output = settings.output
+    with settings.client() as client:
+        row = job_row(client.set_priority(one, priority))
+    output.event(row, lambda: f"job {row['id']} priority {_priority(row)}")
+    return Exit.OK
+
+
+@click.command(
+    "shutdown-job",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl shutdown-job 17",
+        "aemctl shutdown-job 17 18 --deadline 30s",
+    ),
+)
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
+@click.option(
+    "--deadline",
+    "deadline_ns",
+    metavar="SPAN",
+    type=SPAN,
+    help="How long a handler that runs now may take; default 5s, at most 10min.",
+)
+@click.pass_obj
+def shutdown_job(settings: Settings, *, ids: Sequence[int], deadline_ns: int | None) -> int:
+    """End jobs, each after the handler that runs now."""
+    deadline = None if deadline_ns is None else deadline_ns / 1e9
+    return _change(settings, ids, lambda client, one: client.shutdown_job(one, deadline=deadline))
+
+
+VERBS: Sequence[click.Command] = (list_jobs, show_job, start_job, stop_job, set_priority, shutdown_job)

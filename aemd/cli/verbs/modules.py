@@ -1,0 +1,135 @@
+"""Verbs about event modules: what there is to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from aemd.cli.completion import complete_modules
+from aemd.cli.output import Column, Row
+from aemd.cli.plain import plain
+from aemd.cli.text import safe
+from aemd.cli.verb import Settings, Verb
+
+if TYPE_CHECKING:
+    from aem.v1 import module_pb2
+
+SECTION = "Modules"
+COLUMNS = (
+    Column("MODULE", lambda module: module["id"]),
+    Column("JOBS", lambda module: module["jobs"], right=True),
+    Column("DELIVERY", lambda module: module["delivery"]),
+    Column("ORIGIN", lambda module: module["origin"] or "-"),
+    Column("SUMMARY", lambda module: module["summary"]),
+)
+
+
+@click.command(
+    "list-modules",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl list-modules",
+        "aemctl list-modules -o json | jq -r '.[].id'",
+    ),
+)
+@click.pass_obj
+def list_modules(settings: Settings) -> None:
+    """List the loaded event modules."""
+    with settings.client() as client:
+        settings.output.rows(map(plain, client.list_modules()), COLUMNS, empty="no modules are loaded")
+
+
+@click.command(
+    "show-module",
+    cls=Verb,
+    section=SECTION,
+    examples=(
+        "aemctl show-module socket",
+        "aemctl show-module timer -o json | jq .parameters",
+    ),
+)
+@click.argument("name", metavar="MODULE", shell_complete=complete_modules)
+@click.pass_obj
+def show_module(settings: Settings, *, name: str) -> None:
+    """Show a module: its parameters, its events, what a handler may answer."""
+    with settings.client() as client:
+        _show(settings, client.get_module(name))
+
+
+@click.command("load-module", cls=Verb, section=SECTION, examples=("aemctl load-module mymodule",))
+@click.argument("name", metavar="MODULE")
+@click.pass_obj
+def load_module(settings: Settings, *, name: str) -> None:
+    """Load a module, or load it anew. Administrator only.
+
+    The name is that of an entry point in the group aemd.modules of a package which is installed where the
+    daemon runs. Jobs of a module that is loaded anew are shut down first.
+    """
+    with settings.client() as client:
+        row = plain(client.load_module(name))
+    origin = f" from {safe(row['origin'])}" if row["origin"] else ""
+    settings.output.event(row, lambda: f"module {row['id']} loaded{origin}")
+
+
+@click.command("unload-module", cls=Verb, section=SECTION, examples=("aemctl unload-module mymodule",))
+@click.argument("name", metavar="MODULE", shell_complete=complete_modules)
+@click.pass_obj
+def unload_module(settings: Settings, *, name: str) -> None:
+    """Unload a module. Its jobs are shut down with that reason. Administrator only."""
+    with settings.client() as client:
+        jobs = client.unload_module(name)
+    ended = f"{jobs} job{'s' * (jobs != 1)} shut down"
+    settings.output.event({"module": name, "jobs": jobs}, lambda: f"module {name} unloaded, {ended}")
+
+
+def _show(settings: Settings, module: module_pb2.Module) -> None:
+    row = plain(module)
+    settings.output.record(row, module_facts(row))
+
+
+def module_facts(row: Row) -> list[tuple[str, str]]:
+    """A module for people; facts without a name are lines of the one before."""
+    facts = [("module", f"{row['id']}: {row['summary']}")]
+    facts += [("", line) for line in row["description"].splitlines()]
+    facts += [
+        ("origin", row["origin"]),
+        ("delivery", row["delivery"] + (", in order for each key" if row["keyed"] else "")),
+        ("payload", row["payload_message"]),
+        ("jobs", str(row["jobs"])),
+    ]
+    facts += _listed("parameters", [(p["name"], _parameter_text(p)) for p in row["parameters"]])
+    facts += _listed("events", [(e["name"], e["description"]) for e in row["events"]])
+    facts += _listed("operations", [(o["name"], _operation_text(o)) for o in row["operations"]])
+    facts += _listed("examples", [(f"aemctl watch {text}", "") for text in row["examples"]])
+    return [(name, safe(text)) for name, text in facts if text]
+
+
+def _listed(title: str, items: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if not items:
+        return []
+    broad = max(len(name) for name, _ in items)
+    lines = [f"{name:<{broad}}  {text}".rstrip() for name, text in items]
+    return [(title, " "), *(("", line) for line in lines)]
+
+
+def _parameter_text(parameter: Row) -> str:
+    notes = [parameter["kind"]]
+    if parameter["choices"]:
+        notes = ["|".join(parameter["choices"])]
+    if parameter["required"]:
+        notes.append("required")
+    if parameter["default_text"]:
+        notes.append(f"default {parameter['default_text']}")
+    if parameter["example"]:
+        notes.append(f"e.g. {parameter['name']}={parameter['example']}")
+    return f"{parameter['description']} ({', '.join(notes)})"
+
+
+def _operation_text(operation: Row) -> str:
+    return operation["description"] + (" (takes data)" if operation["takes_data"] else "")
+
+
+VERBS: Sequence[click.Command] = (list_modules, show_module, load_module, unload_module)
