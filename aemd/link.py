@@ -31,7 +31,9 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 HEADER: Final = struct.Struct("<IBBHQQ")
-DESCRIPTOR: Final = struct.Struct("<BQ")  # kind, connection; beside it SCM_RIGHTS with one descriptor
+DESCRIPTOR: Final = struct.Struct("<BQ")  # HAND_OVER, connection; beside it SCM_RIGHTS with one descriptor
+HAND_OVER: Final = 1
+CONTROL: Final = struct.Struct("<BQi")  # core and zygote: Control, the front's number, a pid or status
 
 WINDOW_BYTES: Final = 256 * 1024  # wire.md; the same as core.limits.WINDOW_BYTES, a test compares them
 WINDOW_STEP_BYTES: Final = (
@@ -58,6 +60,14 @@ class Kind(IntEnum):
     CLOSED = 5
     READY = 6
     DRAIN = 7
+
+
+class Control(IntEnum):
+    """What core and zygote say to each other, on a SEQPACKET pair of their own."""
+
+    FORK = 1  # with two descriptors: the front's ends of its link and of its descriptor socket
+    FORKED = 2  # the value is its pid; with a pidfd
+    EXITED = 3  # the value is its wait status; -1: it could not be forked
 
 
 class Frame(NamedTuple):

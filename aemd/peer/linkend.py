@@ -1,0 +1,208 @@
+"""The sockets to one front: frames both ways, and descriptors down.
+
+Neither ever blocks. Output is queued as frames, joined, and sent once a turn; it is bounded by the windows
+of the streams above. What is read is bounded per turn, so that one busy front does not keep the others
+waiting.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from aemd import link
+from aemd.core.limits import SECOND
+from aemd.link import Frame, LinkError
+from aemd.sources.reactor import Reactor, Timer
+
+STALL_NS = 30 * SECOND  # a front that takes nothing for so long is as good as dead
+SEND_BYTES = 512 * 1024  # joined for one send(2); the kernel takes about 200 KiB at a time
+HANDOVERS_MAX = 512  # descriptors that wait for a front which does not take them
+
+
+class LinkEnd:
+    """The core's end of a link. `broken` is called at most once, and nothing after it or after close()."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        *,
+        payload_bytes_max: int,
+        frames: Callable[[list[Frame]], None],
+        broken: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._frames = frames
+        self._broken = broken
+        self._assembler = link.Assembler(payload_bytes_max)
+        self._out: deque[bytes] = deque()
+        self._flush_due = self._blocked = self._moved = False
+        self._stall: Timer | None = None
+        reactor.add(sock.fileno(), select.EPOLLIN, self._ready)
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; it leaves at the end of this turn."""
+        if self._sock.fileno() < 0:
+            return
+        self._out.append(frame)
+        if not self._flush_due and not self._blocked:
+            self._flush_due = True
+            self._reactor.defer(self._flush)
+
+    def finish(self, timeout_seconds: float) -> None:
+        """Send all that is queued, waiting so long at most, and end the output; input is still read."""
+        if self._sock.fileno() < 0:
+            return
+        try:
+            self._sock.settimeout(timeout_seconds)
+            self._sock.sendall(b"".join(self._out))
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is stuck or gone, and will be killed
+        self._out.clear()
+
+    def close(self) -> None:
+        """Give the socket back. Closing twice changes nothing."""
+        if self._sock.fileno() < 0:
+            return
+        if self._stall is not None:
+            self._stall.cancel()
+        self._out.clear()
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+
+    def _fail(self, reason: str) -> None:
+        self.close()
+        self._broken(reason)
+
+    def _ready(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush()
+        if events & ~select.EPOLLOUT and self._sock.fileno() >= 0:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            piece = self._sock.recv(link.READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(f"link: {error.strerror}")
+            return
+        if not piece:
+            self._fail("it is gone")
+            return
+        try:
+            self._frames(self._assembler.feed(piece))
+        except LinkError as error:
+            self._fail(f"it broke the protocol: {error}")
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        while self._out:
+            joined = self._join()
+            try:
+                sent = self._sock.send(joined)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._fail(f"link: {error.strerror}")
+                return
+            self._moved = self._moved or sent > 0
+            if sent < len(joined):
+                self._out.appendleft(joined[sent:])
+                self._wait()
+                return
+        if self._blocked:
+            self._blocked = False
+            self._reactor.modify(self._sock.fileno(), select.EPOLLIN)
+
+    def _join(self) -> bytes:
+        out = self._out
+        if len(out) == 1:
+            return out.popleft()
+        taken, size = [], 0
+        while out and size < SEND_BYTES:
+            taken.append(out.popleft())
+            size += len(taken[-1])
+        return b"".join(taken)
+
+    def _wait(self) -> None:
+        if self._blocked:
+            return
+        self._blocked = True
+        self._reactor.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        if self._stall is None:
+            self._watch_stall()
+
+    def _watch_stall(self) -> None:
+        self._moved = False
+        clock = self._reactor.clock("monotonic")
+        self._stall = clock.call_at(clock.now_ns() + STALL_NS, self._look)
+
+    def _look(self, _now_ns: int) -> None:
+        self._stall = None
+        if not self._blocked:
+            return
+        if self._moved:
+            self._watch_stall()
+        else:
+            self._fail("it reads nothing")
+
+
+class Handovers:
+    """Descriptors on their way to a front, over a SEQPACKET socket."""
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, broken: Callable[[str], None]) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._broken = broken
+        self._queue: deque[tuple[bytes, socket.socket]] = deque()
+        self._waiting = False
+
+    def send(self, connection: int, sock: socket.socket) -> bool:
+        """Send away a connection's descriptor, now or when there is room; it is closed here then.
+
+        False: too many wait already, and it is closed at once.
+        """
+        if len(self._queue) >= HANDOVERS_MAX or self._sock.fileno() < 0:
+            sock.close()
+            return False
+        self._queue.append((link.DESCRIPTOR.pack(link.HAND_OVER, connection), sock))
+        if not self._waiting:
+            self._flush()
+        return True
+
+    def close(self) -> None:
+        """Give everything back. Closing twice changes nothing."""
+        for _, sock in self._queue:
+            sock.close()
+        self._queue.clear()
+        if self._waiting:
+            self._waiting = False
+            self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+
+    def _flush(self, _events: int = 0) -> None:
+        while self._queue:
+            message, sock = self._queue[0]
+            try:
+                socket.send_fds(self._sock, [message], [sock.fileno()])
+            except BlockingIOError:
+                if not self._waiting:
+                    self._waiting = True
+                    self._reactor.add(self._sock.fileno(), select.EPOLLOUT, self._flush)
+                return
+            except OSError as error:  # also ETOOMANYREFS, where it takes none of those in flight
+                self.close()
+                self._broken(f"descriptors: {error.strerror}")
+                return
+            self._queue.popleft()
+            sock.close()
+        if self._waiting:
+            self._waiting = False
+            self._reactor.remove(self._sock.fileno())

@@ -1,0 +1,271 @@
+"""Everything between the public socket and the service: the listener, the connections, the fronts.
+
+The way of a connection: accepted here, asked who it is, counted for its uid, numbered, handed to the front
+of its user, and closed on this side. From then on the core knows it by its number alone, in the frames of
+that front, until the front says that it is closed, or is gone. A connection costs the core no descriptor;
+its process costs one, however many connections it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import structlog
+
+from aemd.core.limits import Limits
+from aemd.core.principal import Principal
+from aemd.peer import accept
+from aemd.peer.front import Connection, Front
+from aemd.peer.fronts import Fronts
+from aemd.peer.principal import UnidentifiedError, read_principal, read_self
+from aemd.peer.processes import Process, Processes
+from aemd.peer.stream import Stream, StreamHandler
+from aemd.peer.zygote import Zygote
+from aemd.sources.reactor import Reactor
+
+FRONT_FOLDER = b"front-"  # beside the socket, for fronts that cannot have a network namespace of their own
+FINISH_SECONDS = 1.0  # how long close() lets the fronts send on what they have
+
+
+def front_command(limits: Limits, socket_path: bytes) -> list[str]:
+    """What starts the zygote. -P: the working directory is not searched for modules."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(socket_path)), FRONT_FOLDER)
+    return [sys.executable, "-P", "-m", "aemd.front", os.fsdecode(folder), str(limits.message_bytes)]
+
+
+class Peers:
+    """The clients of one daemon, as streams with a principal.
+
+    `open_stream` is called for every RPC and gives its handler (it may end the stream right away);
+    `process_gone` once for every client process that has exited, before its streams are closed.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        limits: Limits,
+        *,
+        socket_path: bytes,
+        public: bool,
+        open_stream: Callable[[Stream], StreamHandler],
+        process_gone: Callable[[Principal], None],
+        command: Sequence[str] = (),
+    ) -> None:
+        """`public`: anybody may connect (mode 0666), else the daemon's own user only.
+
+        `command` starts the zygote, if not this program's own does.
+        """
+        self.open_stream = open_stream  # with the three below what a Front asks of its owner
+        self._reactor = reactor
+        self._limits = limits
+        self._path = socket_path
+        self._public = public
+        self._process_gone = process_gone
+        self._own = read_self()
+        self._place: accept.Place | None = None
+        self._acceptor: accept.Acceptor | None = None
+        self._connections: dict[int, Connection] = {}
+        self._per_uid: Counter[int] = Counter()
+        self._last = 0
+        self._processes = Processes(reactor, self._exited, self._freed)
+        self._zygote = Zygote(
+            reactor,
+            command or front_command(limits, socket_path),
+            forked=lambda number, pid, pidfd: self._fronts.forked(number, pid, pidfd),
+            exited=lambda number, status: self._fronts.exited(number, status),
+        )
+        self._fronts = Fronts(reactor, limits, self, self._zygote)
+
+    # -- for the service
+
+    @property
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._connections)
+
+    @property
+    def fronts(self) -> int:
+        """How many there are now, those that are just starting included."""
+        return len(self._fronts)
+
+    @property
+    def fronts_replaced(self) -> int:
+        """How many have died, or were ended for what they said."""
+        return self._fronts.replaced
+
+    @property
+    def descriptors(self) -> int:
+        """How many it holds now: listener, lock and zygote, two or three a front, one a client process."""
+        return 4 + 3 * len(self._fronts) + len(self._processes)
+
+    @property
+    def zygote_pid(self) -> int:
+        """0 while it is started again."""
+        return self._zygote.pid
+
+    def front_pids(self) -> list[int]:
+        """The fronts that have been forked."""
+        return [front.pid for front in self._fronts if front.pid]
+
+    def start(self) -> None:
+        """Take the socket and serve. SocketTaken says who has it."""
+        self._place = accept.take(self._path, public=self._public)
+        self._remove_folders()
+        self._zygote.start()
+        self._acceptor = accept.Acceptor(
+            self._reactor,
+            self._place.listener,
+            reserve=self._limits.descriptors_reserve,
+            accepted=self._accepted,
+        )
+
+    def stop_accepting(self) -> None:
+        """Take no new connections; health says NOT_SERVING. What is connected goes on."""
+        if self._acceptor is None or self._place is None:
+            return
+        self._acceptor.close()
+        self._place.stop_listening()
+        for front in self._fronts:
+            front.drain()
+
+    def close(self) -> None:
+        """Send what is queued, end the fronts and the zygote, give the socket back; a second at most."""
+        self.stop_accepting()
+        fronts = list(self._fronts)
+        for front in fronts:
+            front.finish(FINISH_SECONDS / 4)
+        _wait_for_exit([front.pidfd for front in fronts if front.pidfd >= 0])
+        self._fronts.close()
+        self._zygote.close()
+        self._processes.close()
+        self._remove_folders()
+        if self._place is not None:
+            self._place.give_back()
+            self._place = None
+
+    def hold_process(self, principal: Principal) -> Callable[[], None]:
+        """Hear of the exit of a client's process also when it has no connection; returns what ends that.
+
+        To be called while a connection of it is there. Is the process gone already, nothing is held.
+        """
+        process = self._processes.hold_again(principal)
+        if process is None:
+            return lambda: None
+        return _once(lambda: self._processes.release(process))
+
+    def close_connection(self, number: int, reason: str) -> None:
+        """End a client's connection and its streams; their handlers are told `reason`."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            connection.front.close_connection(connection, reason)
+
+    def descriptor_freed(self) -> None:
+        """Accepting stops while descriptors are short; this resumes it sooner."""
+        if self._acceptor is not None:
+            self._acceptor.descriptor_freed()
+
+    # -- for a Front
+
+    def connection_over(self, connection: Connection) -> None:
+        """Refund it."""
+        del self._connections[connection.number]
+        uid = connection.principal.uid
+        self._per_uid[uid] -= 1
+        if not self._per_uid[uid]:
+            del self._per_uid[uid]
+        connection.process.connections.discard(connection.number)
+        self._processes.release(connection.process)
+        if not connection.front.connections:
+            self._fronts.unused(connection.front)
+
+    def front_ready(self, front: Front) -> None:
+        """Pass it on."""
+        self._fronts.served(front)
+
+    def front_lost(self, front: Front, reason: str) -> None:
+        """Pass it on, and remove what it may have left."""
+        if self._fronts.living(front):
+            self._fronts.lost(front, reason)
+        shutil.rmtree(self._folder() + b"%d" % front.number, ignore_errors=True)
+
+    # -- new connections
+
+    def _accepted(self, sock: socket.socket) -> None:
+        try:
+            principal, pidfd = read_principal(sock, self._own)
+        except (UnidentifiedError, OSError):
+            sock.close()
+            return
+        if self._per_uid[principal.uid] >= self._limits.connections_per_uid:
+            sock.close()
+            os.close(pidfd)
+            structlog.get_logger().warning("connection refused, the user has too many", uid=principal.uid)
+            return
+        front = self._fronts.choose(principal)
+        if front is None:
+            sock.close()
+            os.close(pidfd)
+            return
+        process = self._processes.hold(principal, pidfd)
+        self._last += 1
+        connection = Connection(number=self._last, principal=principal, process=process, front=front)
+        self._connections[connection.number] = connection
+        self._per_uid[principal.uid] += 1
+        process.connections.add(connection.number)
+        if not front.hand_over(connection, sock) and connection.number in self._connections:
+            self.connection_over(connection)
+
+    def _exited(self, process: Process) -> None:
+        try:
+            self._process_gone(process.principal)
+        finally:
+            for number in tuple(process.connections):
+                self.close_connection(number, "client process gone")
+
+    def _freed(self) -> None:
+        self.descriptor_freed()
+
+    # -- folders of fronts
+
+    def _folder(self) -> bytes:
+        return os.path.join(os.path.dirname(os.path.abspath(self._path)), FRONT_FOLDER)
+
+    def _remove_folders(self) -> None:
+        """Of fronts that were killed; the lock on the socket's path says that none of them is alive."""
+        home, start = os.path.split(self._folder())
+        with contextlib.suppress(OSError):
+            for name in os.listdir(home):
+                if name.startswith(start) and name[len(start) :].isdigit():
+                    shutil.rmtree(os.path.join(home, name), ignore_errors=True)
+
+
+def _wait_for_exit(pidfds: list[int]) -> None:
+    poll = select.poll()
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    waiting, until = len(pidfds), time.monotonic() + FINISH_SECONDS
+    while waiting:
+        left = until - time.monotonic()
+        gone = poll.poll(max(left, 0) * 1000)
+        if not gone:
+            return
+        for pidfd, _ in gone:
+            poll.unregister(pidfd)
+            waiting -= 1
+
+
+def _once(call: Callable[[], None]) -> Callable[[], None]:
+    calls: Iterator[Callable[[], None]] = iter((call,))
+
+    def first() -> None:
+        next(calls, lambda: None)()
+
+    return first
