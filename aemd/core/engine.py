@@ -1,0 +1,757 @@
+"""The engine: commands, fires and times go in; effects and frames come out.
+
+Sans-IO: it calls nobody. Whoever runs it (service/) tells it the time, applies its effects in order, and
+carries the frames that `collect` gives. Everything costs by activity: no call looks at all sessions or all
+jobs, but those that say so.
+
+Rules of the file: a job's state changes in `_turn` only; whatever settles an entry ends in `_settled`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aemd.core import encoding
+from aemd.core.accounts import Accounts
+from aemd.core.binding import Binding
+from aemd.core.deadlines import Deadlines, Due
+from aemd.core.effects import Arm, Disarm, Effect, Operate, Pause, Release, Resume, SessionEnded
+from aemd.core.entry import SOURCE_FAILED, Entry, EntryState, Loss
+from aemd.core.errors import AemError, Code, invalid, not_found
+from aemd.core.job import Action, Job, JobEvent, JobState
+from aemd.core.limits import LABEL_BYTES_MAX, Limits
+from aemd.core.now import Now
+from aemd.core.options import EXPLICIT, NONE, PAUSE_SOURCE, OptionsParser
+from aemd.core.principal import Principal
+from aemd.core.registry import Registry
+from aemd.core.session import Session
+from aemd.core.traits import Traits
+from aemd.v1 import job_pb2, session_pb2
+
+ERROR_TEXT_MAX = 1_024  # characters of a handler's error that are kept
+
+_ARMED = JobState.ARMED
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a principal has, and how much has happened to it."""
+
+    sessions: int
+    jobs: int
+    fires: int
+    lost: int
+
+
+class Engine:
+    """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess."""
+
+    def __init__(self, limits: Limits, *, new_token: Callable[[], bytes]) -> None:
+        self.limits = limits
+        self.now = Now(0, 0)
+        self._new_token = new_token
+        self._options = OptionsParser(limits)
+        self._accounts = Accounts(limits)
+        self._registry = Registry()
+        self._deadlines = Deadlines()
+        self._effects: list[Effect] = []
+        self._ready: list[Session] = []
+        self._next_session = 1
+        self._next_job = 1
+        self._ended_fires = 0  # of sessions that are gone
+        self._ended_lost = 0
+        self.find_session = self._registry.find_session
+        self.sessions_of = self._registry.sessions_of
+        self.find_job = self._registry.find_job
+        self.jobs_of = self._registry.jobs_of
+        self.jobs_of_module = self._registry.jobs_of_module
+        self.job_count = self._registry.job_count
+
+    # -- sessions ------------------------------------------------------------------------------------
+
+    def open_session(
+        self, principal: Principal, *, label: str, sdk: str, credit: tuple[int, int] | None, now: Now
+    ) -> Session:
+        """A session for a client that is new; AemError when its user has too many."""
+        self.now = now
+        _check_label("label", label)
+        _check_label("sdk", sdk)
+        account = self._accounts.charge_session(principal.uid)
+        session = Session(
+            self._next_session,
+            principal,
+            account,
+            token=self._new_token(),
+            label=label,
+            sdk=sdk,
+            ready_sessions=self._ready,
+            create_time_ns=now.real_ns,
+        )
+        self._next_session += 1
+        self._set_session_credit(session, credit)
+        self._registry.add_session(session)
+        return session
+
+    def resume_session(
+        self,
+        token: bytes,
+        principal: Principal,
+        *,
+        positions: Mapping[int, tuple[int, int]],
+        credit: tuple[int, int] | None,
+        now: Now,
+    ) -> Session:
+        """The session of `token`, with a new stream and a new token.
+
+        `positions`: binding -> (epoch, seq) received. What is in flight and was received stays in flight; the
+        rest is sent again. The credit of the bindings begins at zero. A stream that the session still seemed
+        to have is lost by this. AemError NOT_FOUND, reason SESSION_UNKNOWN, if there is no such session or it
+        is another process's.
+        """
+        self.now = now
+        session = self._registry.claim(token, principal)
+        if session.connected:
+            self.lose_stream(session, now)
+        self._registry.change_token(session, self._new_token())
+        self._deadlines.cancel((Due.LEASE, session))
+        session.lapsing = None
+        session.connected = True
+        session.generation += 1
+        self._set_session_credit(session, credit)
+        for binding in list(session.bindings.values()):
+            self._restream(binding, positions.get(binding.id, (0, 0)))
+        return session
+
+    def _set_session_credit(self, session: Session, credit: tuple[int, int] | None) -> None:
+        limits = self.limits
+        events, size = credit or (limits.session_events, limits.session_bytes)
+        session.credit_events = min(events, limits.credit_max)
+        session.credit_bytes = min(size, limits.credit_max)
+
+    def _restream(self, binding: Binding, position: tuple[int, int]) -> None:
+        epoch, seq = position
+        received = seq if epoch == binding.job.epoch else 0 if epoch < binding.job.epoch else binding.sent
+        binding.credit_events = binding.credit_bytes = 0
+        if binding.head:
+            self._rewind(binding, binding.unseen(received), "the stream was lost")
+            if binding.job.state is JobState.GONE:
+                return
+            binding.restream(received, self.now.mono_ns)
+            self._schedule_ack(binding)
+            binding.session.wake(binding)
+
+    def lose_stream(self, session: Session, now: Now) -> None:
+        """The session's stream is lost. Its jobs wait for the client, each as long as its lease says."""
+        self.now = now
+        if not session.connected:
+            return
+        session.disconnect()
+        session.lost_ns = now.mono_ns
+        for binding in session.bindings.values():
+            binding.listed = -1
+            if binding.marks is not None:
+                binding.marks = None
+            if binding.timers is not None:
+                self._deadlines.cancel((Due.ACK, binding))
+        lease_ns = min(session.leases, default=self.limits.lease_ns)
+        self._deadlines.set((Due.LEASE, session), now.mono_ns + lease_ns)
+
+    def end_session(self, session: Session, reason: str, now: Now, code: Code = Code.CANCELLED) -> None:
+        """The session and all its jobs end at once. Cost: of its jobs."""
+        self.now = now
+        if session.ended:
+            return
+        session.disconnect()
+        session.ended = True
+        self._deadlines.cancel((Due.LEASE, session))
+        for binding in list(session.bindings.values()):
+            self._end(binding.job, reason)
+        self._registry.remove_session(session)
+        session.account.fires += session.fires
+        session.account.lost += session.lost
+        self._ended_fires += session.fires
+        self._ended_lost += session.lost
+        self._accounts.refund_session(session.account)
+        self._effects.append(SessionEnded(session, code, reason))
+
+    def end_process(self, pid: int, start_time_ticks: int, now: Now) -> None:
+        """A process is gone: its sessions and their jobs end at once."""
+        for session in self._registry.sessions_of_process(pid, start_time_ticks):
+            self.end_session(session, "its process ended", now)
+
+    # -- jobs ----------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        session: Session,
+        *,
+        module: Traits,
+        values: Mapping[str, object],
+        params: object,
+        options: job_pb2.Options,
+        label: str,
+        credit: tuple[int, int] | None,
+        now: Now,
+    ) -> Job:
+        """A new job, inert and charged to its user; AemError if an option is wrong or there are too many.
+
+        `params` is what the client gave; it is kept as it is, so something small that is shared when equal
+        is best.
+        """
+        self.now = now
+        _check_label("label", label)
+        parsed = self._options.parse(options, module)
+        self._accounts.charge_job(session.account, len(session.bindings))
+        job = Job(
+            self._next_job,
+            session.principal,
+            traits=module,
+            values=values,
+            params=params,
+            options=parsed,
+            label=label,
+            create_time_ns=now.real_ns,
+        )
+        self._next_job += 1
+        limits = self.limits
+        if credit is None:
+            credit = (limits.binding_events, limits.binding_bytes)
+        else:
+            credit = (min(credit[0], limits.credit_max), min(credit[1], limits.credit_max))
+        binding = job.binding = Binding(session.next_binding, job, session, credit)
+        session.next_binding += 1
+        session.bindings[binding.id] = binding
+        session.leases[parsed.lease_ns] += 1
+        self._registry.add_job(job)
+        return job
+
+    def discard(self, job: Job) -> None:
+        """Its module refused it: as if it had never been. The id is used up."""
+        job.turn(JobEvent.END)
+        self._forget(job)
+
+    def start(self, job: Job, now: Now) -> None:
+        """Let it fire; AemError if it is about to end."""
+        self.now = now
+        self._turn(job, JobEvent.START)
+
+    def start_failed(self, job: Job) -> None:
+        """Its module refused to start it: it is as inert as before. Whoever asked is told by the caller."""
+        if job.state is not JobState.GONE:
+            self._turn(job, JobEvent.START_FAILED)
+
+    def stop(self, job: Job, now: Now) -> None:
+        """Do not let it fire; what is queued stays."""
+        self.now = now
+        self._turn(job, JobEvent.STOP)
+
+    def shutdown(self, job: Job, *, reason: str, deadline_ns: int, now: Now) -> None:
+        """End it once what is in flight is dealt with, or after `deadline_ns` nanoseconds (0: the default).
+
+        What is queued is given up. AemError if the deadline is out of bounds.
+        """
+        self.now = now
+        most_ns = self.limits.shutdown_max_ns
+        if not 0 <= deadline_ns <= most_ns:
+            raise invalid(
+                "deadline_ns", f"is {deadline_ns}, must be 0 to {most_ns}", value=deadline_ns, limit=most_ns
+            )
+        if job.state is JobState.GONE:
+            return
+        self._turn(job, JobEvent.SHUTDOWN)
+        job.reason = reason
+        binding = job.binding
+        binding.discarded += binding.discard_waiting()
+        binding.session.drop(binding)
+        if not binding.unacked:
+            self._end(job, reason)
+            return
+        due_ns = now.mono_ns + (deadline_ns or self.limits.shutdown_ns)
+        before_ns = self._deadlines.get((Due.SHUTDOWN, job))
+        self._deadlines.set((Due.SHUTDOWN, job), due_ns if before_ns is None else min(before_ns, due_ns))
+
+    def set_priority(self, job: Job, priority: int) -> None:
+        """Deliver it with another priority, 0 to 7; AemError if there is no such."""
+        job.options = job.binding.options = self._options.with_priority(job.options, priority, job.traits)
+
+    def unbind(self, session: Session, binding_id: int, now: Now) -> None:
+        """Let go of a job: it ends at once. AemError NOT_FOUND."""
+        self.now = now
+        binding = session.bindings.get(binding_id)
+        if binding is None:
+            raise not_found(f"binding {binding_id}")
+        self._end(binding.job, "let go by its session")
+
+    # -- stimuli -------------------------------------------------------------------------------------
+
+    def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
+        """`count` stimuli hit `job`; ignored unless it is armed. `event`: an encoded Event."""
+        if job.state is not _ARMED:
+            return
+        binding = job.binding
+        job.last_fire_ns = self.now.real_ns
+        if binding.push(event, key, count) or binding.listed < 0:
+            binding.session.wake(binding)
+        options = binding.options
+        if options.one_shot or options.overflow == PAUSE_SOURCE:
+            self._fired(job)
+
+    def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
+        """As if each of `events` had fired alone."""
+        options = job.options
+        if options.one_shot:
+            for event in events:
+                self.fire(job, event, key=key)
+            return
+        if job.state is not _ARMED or not events:
+            return
+        binding = job.binding
+        job.last_fire_ns = self.now.real_ns
+        push = binding.push
+        for event in events:
+            push(event, key, 1)
+        binding.session.wake(binding)
+        if options.overflow == PAUSE_SOURCE:
+            self._fired(job)
+
+    def _fired(self, job: Job) -> None:
+        """The rarer consequences of a fire."""
+        binding, options = job.binding, job.options
+        if options.one_shot:
+            self._turn(job, JobEvent.SPENT)
+            job.reason = "one-shot, has fired"
+        elif not binding.paused and (
+            binding.depth >= options.queue_depth or binding.bytes >= options.queue_bytes
+        ):
+            binding.paused = True
+            self._effects.append(Pause(job))
+
+    def gap(
+        self,
+        job: Job,
+        *,
+        stage: session_pb2.Stage.ValueType,
+        cause: session_pb2.Cause.ValueType,
+        count: int,
+        scope: str = "",
+        remedy: session_pb2.Remedy.ValueType = session_pb2.REMEDY_UNSPECIFIED,
+    ) -> None:
+        """Stimuli of `job` were lost before they fired: `count`, 0 if nobody knows how many. Ignored unless
+        it is armed or degraded.
+        """
+        if job.state is _ARMED or job.state is JobState.DEGRADED:
+            self._gap(job, count or 1, Loss(stage, cause, scope, remedy, unknown=not count))
+
+    def _gap(self, job: Job, numbers: int, loss: Loss) -> None:
+        job.gap_told = True
+        job.binding.push_gap(numbers, loss)
+        job.session.wake(job.binding)
+
+    def fail_source(self, job: Job, reason: str) -> None:
+        """Its source failed: it is DEGRADED, and the client is told."""
+        if job.state is _ARMED:
+            job.gap_told = False
+        self._source(job, JobEvent.SOURCE_FAILED, reason)
+
+    def restore_source(self, job: Job) -> None:
+        """Its source is back. Unless the module has said what was lost meanwhile, an unknown number was."""
+        if job.state is JobState.DEGRADED and not job.gap_told:
+            self._gap(job, 1, SOURCE_FAILED)
+        self._source(job, JobEvent.SOURCE_BACK, "")
+
+    def _source(self, job: Job, event: JobEvent, reason: str) -> None:
+        before = job.state
+        if before is JobState.GONE:
+            return
+        self._turn(job, event)
+        if job.state is not before:
+            job.reason = reason
+            self._tell_state(job)
+
+    def exhaust(self, job: Job, reason: str) -> None:
+        """Nothing more can come: it ends once everything that fired is dealt with."""
+        if job.state is JobState.GONE:
+            return
+        self._turn(job, JobEvent.SPENT)
+        if job.state is JobState.DRAINING:
+            job.reason = reason
+            self._settled(job.binding)
+
+    # -- the client's answers ------------------------------------------------------------------------
+
+    def grant(self, session: Session, binding_id: int, events: int, size: int) -> None:
+        """More credit for a binding, or with `binding_id` 0 for the session. What ended meanwhile is no
+        fault; AemError NOT_FOUND for a binding that never was.
+        """
+        most = self.limits.credit_max
+        if binding_id:
+            binding = self._binding(session, binding_id)
+            if binding is None:
+                return
+            binding.credit_events = min(binding.credit_events + events, most)
+            binding.credit_bytes = min(binding.credit_bytes + size, most)
+            if binding.listed < 0:
+                session.wake(binding)
+            return
+        session.credit_events = min(session.credit_events + events, most)
+        session.credit_bytes = min(session.credit_bytes + size, most)
+        if session.bands and session.credit_events > 0 and session.credit_bytes > 0:
+            session.mark_ready()
+
+    def ack(self, session: Session, binding_id: int, epoch: int, seq: int, now: Now) -> None:
+        """Everything of a binding up to `seq` is dealt with.
+
+        AemError: what was not delivered yet, or a binding with explicit acknowledgement. Without
+        acknowledgement it says nothing and is no fault.
+        """
+        self.now = now
+        binding = self._binding(session, binding_id)
+        if binding is None:
+            return
+        self._check_cursor(binding, epoch, seq)
+        if binding.options.acknowledgement == EXPLICIT:
+            raise AemError(
+                Code.FAILED_PRECONDITION,
+                "ACKNOWLEDGEMENT_EXPLICIT",
+                f"binding {binding_id} is acknowledged entry by entry; send Complete or Nack",
+            )
+        if epoch == binding.job.epoch and binding.ack_to(seq):
+            self._settled(binding)
+
+    def complete(
+        self,
+        session: Session,
+        binding_id: int,
+        epoch: int,
+        seq: int,
+        *,
+        error: str | None,
+        reply: tuple[str, bytes] | None,
+        now: Now,
+    ) -> None:
+        """The entry that ends at `seq` is dealt with; `error`: its handler failed; `reply`: (operation,
+        data), becomes an Operate effect. AemError FAILED_PRECONDITION, reason NOT_IN_FLIGHT, if it was dealt with
+        before; then nothing is done.
+        """
+        self.now = now
+        binding = self._binding(session, binding_id)
+        if binding is None:
+            if reply is None:
+                return
+            raise _not_in_flight(binding_id, seq)
+        self._check_cursor(binding, epoch, seq)
+        entry = binding.complete(seq) if epoch == binding.job.epoch else None
+        if entry is None and (binding.options.acknowledgement != NONE or reply is not None):
+            raise _not_in_flight(binding_id, seq)
+        if error is not None:
+            self._note_failure(binding, error)
+        if entry is not None:
+            if reply is not None:
+                self._effects.append(Operate(binding.job, entry.key, *reply))
+            self._settled(binding)
+
+    def _note_failure(self, binding: Binding, error: str) -> None:
+        stats = binding.stats
+        if stats is not None:
+            stats.failed += 1
+            stats.last_error = error[:ERROR_TEXT_MAX]
+            stats.last_error_time_ns = self.now.real_ns
+
+    def nack(
+        self,
+        session: Session,
+        binding_id: int,
+        epoch: int,
+        seq: int,
+        *,
+        delay_ns: int,
+        park: bool,
+        reason: str,
+        now: Now,
+    ) -> None:
+        """The entry that ends at `seq` is to be delivered again after `delay_ns`, or parked. AemError if
+        it is not in flight.
+        """
+        self.now = now
+        most_ns = self.limits.lease_max_ns
+        if not 0 <= delay_ns <= most_ns:
+            raise invalid("delay_ns", f"is {delay_ns}, must be 0 to {most_ns}", value=delay_ns, limit=most_ns)
+        binding = self._binding(session, binding_id)
+        if binding is None:
+            return
+        self._check_cursor(binding, epoch, seq)
+        entry = binding.unacked.get(seq) if binding.unacked and epoch == binding.job.epoch else None
+        if entry is None or entry.state is not EntryState.INFLIGHT:
+            raise _not_in_flight(binding_id, seq)
+        if reason:
+            self._note_failure(binding, reason)
+        if park:
+            binding.park(entry, reason[:ERROR_TEXT_MAX], self.limits.parked_max)
+            self._settled(binding)
+        elif delay_ns and self._may_repeat(binding, entry):
+            binding.delay(entry, now.mono_ns + delay_ns)
+            self._schedule_delay(binding)
+        else:
+            self._rewind(binding, [entry], reason or "given back")
+
+    @staticmethod
+    def _may_repeat(binding: Binding, entry: Entry) -> bool:
+        most = binding.options.attempts_max
+        return binding.job.state is not JobState.CLOSING and not (most and entry.attempts >= most)
+
+    def sync_mark(self, session: Session, job: Job, request_id: int) -> None:
+        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now."""
+        binding = job.binding
+        if binding.marks is None:
+            binding.marks = deque()
+        if len(binding.marks) >= self.limits.unanswered:
+            raise AemError(
+                Code.RESOURCE_EXHAUSTED,
+                "LIMIT_REACHED",
+                f"jobs/{job.id}: {len(binding.marks)} Syncs wait for an answer, no more are possible",
+                limit=self.limits.unanswered,
+            )
+        binding.marks.append((binding.head, request_id))
+        session.send_marks(binding, None)
+        self._check_control(session)
+
+    def send_control(self, session: Session, frame: bytes) -> None:
+        """Queue an encoded ServerFrame ahead of all later data. Lost without a stream; a session that does
+        not take its answers is ended.
+        """
+        session.add_control(frame)
+        self._check_control(session)
+
+    def _check_control(self, session: Session) -> None:
+        if session.control_bytes > self.limits.control_bytes:
+            self.end_session(
+                session,
+                f"{session.control_bytes} bytes of answers wait and are not read; at most "
+                f"{self.limits.control_bytes} may",
+                self.now,
+                Code.RESOURCE_EXHAUSTED,
+            )
+
+    def _binding(self, session: Session, binding_id: int) -> Binding | None:
+        """The binding, None if it has ended; AemError NOT_FOUND if it never was."""
+        binding = session.bindings.get(binding_id)
+        if binding is None and not 0 < binding_id < session.next_binding:
+            raise not_found(f"binding {binding_id}")
+        return binding
+
+    @staticmethod
+    def _check_cursor(binding: Binding, epoch: int, seq: int) -> None:
+        if not 0 < epoch <= binding.job.epoch:
+            raise invalid("cursor.epoch", f"is {epoch}, the job's is {binding.job.epoch}", value=epoch)
+        if epoch == binding.job.epoch and seq > binding.sent:
+            raise invalid(
+                "cursor.seq", f"is {seq}, delivered is up to {binding.sent}", value=seq, limit=binding.sent
+            )
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def tick(self, now: Now) -> None:
+        """It is `now`; whatever is due is done."""
+        self.now = now
+        while (key := self._deadlines.pop_due(now.mono_ns)) is not None:
+            due, subject = key
+            if due is Due.LEASE:
+                self._lapse(subject)
+            elif due is Due.SHUTDOWN:
+                self._end(subject, f"{subject.reason}; its handler did not end in time")
+            elif due is Due.ACK:
+                self._rewind(subject, subject.expired(now.mono_ns), "not acknowledged in time")
+                self._schedule_ack(subject)
+            else:
+                subject.undelay(now.mono_ns)
+                self._schedule_delay(subject)
+                subject.session.wake(subject)
+
+    def next_deadline_ns(self) -> int | None:
+        """When `tick` has something to do next, CLOCK_MONOTONIC; None: never."""
+        return self._deadlines.next_ns()
+
+    def _lapse(self, session: Session) -> None:
+        """End the jobs whose lease is over, and the session with the last of them."""
+        if session.lapsing is None:
+            session.lapsing = sorted(
+                ((b.options.lease_ns, b.id) for b in session.bindings.values()), reverse=True
+            )
+        lapsing = session.lapsing
+        waited_ns = self.now.mono_ns - session.lost_ns
+        if not lapsing or lapsing[0][0] <= waited_ns:
+            self.end_session(session, "its lease ended", self.now)
+            return
+        while lapsing[-1][0] <= waited_ns:
+            binding = session.bindings.get(lapsing.pop()[1])
+            if binding is not None:
+                self._end(binding.job, "its lease ended")
+        self._deadlines.set((Due.LEASE, session), session.lost_ns + lapsing[-1][0])
+
+    def _schedule_ack(self, binding: Binding) -> None:
+        due_ns = binding.next_expiry_ns() if binding.session.connected else None
+        if due_ns is None:
+            self._deadlines.cancel((Due.ACK, binding))
+        else:
+            self._deadlines.set((Due.ACK, binding), due_ns)
+
+    def _schedule_delay(self, binding: Binding) -> None:
+        due_ns = binding.next_undelay_ns()
+        if due_ns is None:
+            self._deadlines.cancel((Due.DELAY, binding))
+        else:
+            self._deadlines.set((Due.DELAY, binding), due_ns)
+
+    # -- output --------------------------------------------------------------------------------------
+
+    def take_effects(self) -> list[Effect]:
+        """What is to be done, in order; each is given once."""
+        effects = self._effects
+        self._effects = []
+        return effects
+
+    def take_ready(self) -> list[Session]:
+        """The sessions that may have something to send; each once."""
+        ready = self._ready.copy()
+        self._ready.clear()
+        for session in ready:
+            session.ready = False
+        return [session for session in ready if session.connected]
+
+    def collect(self, session: Session, budget_bytes: int) -> bytes | None:
+        """The next encoded ServerFrame, control first; None: nothing now. `budget_bytes` is what the stream
+        can take; one event may go over it.
+        """
+        frame = session.collect(budget_bytes, self.now.mono_ns)
+        if session.emptied:
+            emptied = list(session.emptied)
+            session.emptied.clear()
+            for binding in emptied:
+                self._settled(binding)
+        if session.timed:
+            timed = list(session.timed)
+            session.timed.clear()
+            for binding in timed:
+                self._schedule_ack(binding)
+        return frame
+
+    def totals(self, principal: Principal) -> Totals:
+        """What `principal` has; for the administrator what all have. Cost: of the sessions."""
+        sessions = list(self._registry.sessions_of(principal))
+        if principal.administrator:
+            fires, lost = self._ended_fires, self._ended_lost
+        else:
+            account = self._accounts.find(principal.uid)
+            fires, lost = (account.fires, account.lost) if account else (0, 0)
+        return Totals(
+            sessions=len(sessions),
+            jobs=self._registry.job_count(principal),
+            fires=fires + sum(session.fires for session in sessions),
+            lost=lost + sum(session.lost for session in sessions),
+        )
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _turn(self, job: Job, event: JobEvent) -> None:
+        action = job.turn(event)
+        if action is Action.ARM:
+            self._effects.append(Arm(job))
+        elif action is Action.DISARM:
+            self._effects.append(Disarm(job))
+        elif action is Action.RELEASE:
+            self._effects.append(Release(job))
+
+    def _rewind(self, binding: Binding, entries: list[Entry], reason: str) -> None:
+        """Entries in flight go back; those that were sent often enough, or whose job is closing, do not."""
+        if not entries:
+            return
+        settled = binding.rewind(entries, reason=reason, parked_max=self.limits.parked_max)
+        if settled:
+            self._settled(binding)
+        if settled < len(entries):
+            binding.session.wake(binding)
+
+    def _settled(self, binding: Binding) -> None:
+        """Entries of `binding` were dealt with: what waited for that may go on."""
+        job = binding.job
+        if job.state is JobState.GONE:
+            return
+        if not binding.unacked and (
+            job.state is JobState.CLOSING or (job.state is JobState.DRAINING and not binding.queue)
+        ):
+            self._end(job, job.reason)
+            return
+        stats = binding.stats
+        if stats is not None and stats.lost != stats.lost_shown:
+            stats.lost_shown = stats.lost
+            self._tell_progress(binding, stats.lost)
+        options = binding.options
+        if (
+            binding.paused
+            and 2 * binding.depth <= options.queue_depth
+            and 2 * binding.bytes <= options.queue_bytes
+        ):
+            binding.paused = False
+            self._effects.append(Resume(job))
+        if binding.listed < 0:
+            binding.session.wake(binding)
+
+    def _tell_progress(self, binding: Binding, lost: int) -> None:
+        epoch = binding.job.epoch
+        frame = encoding.progress_frame(
+            binding.id, epoch=epoch, head=binding.head, acked=binding.acked, lost=lost
+        )
+        binding.session.add_control(frame)
+
+    def _tell_state(self, job: Job) -> None:
+        frame = encoding.job_state_frame(job.id, job.state.wire, job.reason, job.binding.discarded)
+        job.session.add_control(frame)
+
+    def _end(self, job: Job, reason: str) -> None:
+        """The job is GONE, whatever was in flight."""
+        self._turn(job, JobEvent.END)
+        job.reason = reason
+        binding, session = job.binding, job.session
+        if binding.queue is not None or binding.unacked is not None:
+            binding.discarded += binding.discard_waiting()
+            binding.discard_in_flight()
+        self._deadlines.cancel((Due.SHUTDOWN, job))
+        self._forget(job)
+        if session.connected:
+            if binding.marks is not None:
+                session.send_marks(binding, None)
+            self._tell_state(job)
+
+    def _forget(self, job: Job) -> None:
+        binding, session = job.binding, job.session
+        session.drop(binding)
+        self._deadlines.cancel((Due.ACK, binding))
+        self._deadlines.cancel((Due.DELAY, binding))
+        del session.bindings[binding.id]
+        lease_ns = job.options.lease_ns
+        session.leases[lease_ns] -= 1
+        if not session.leases[lease_ns]:
+            del session.leases[lease_ns]
+        self._accounts.refund_job(session.account)
+        self._registry.remove_job(job)
+
+
+def _check_label(field: str, label: str) -> None:
+    size = len(label.encode("utf-8", "surrogatepass"))
+    if size > LABEL_BYTES_MAX:
+        raise invalid(
+            field,
+            f"has {size} bytes, at most {LABEL_BYTES_MAX} are possible",
+            value=size,
+            limit=LABEL_BYTES_MAX,
+        )
+
+
+def _not_in_flight(binding_id: int, seq: int) -> AemError:
+    return AemError(
+        Code.FAILED_PRECONDITION,
+        "NOT_IN_FLIGHT",
+        f"binding {binding_id}: no entry ends at {seq}, or it is dealt with already",
+    )

@@ -1,0 +1,152 @@
+"""Who has what: the tables of sessions and jobs, and the only look-ups there are.
+
+A look-up names who asks: what is another owner's does not exist for anybody but the administrator, and both
+answers are the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+
+from aemd.core.errors import AemError, Code, not_found
+from aemd.core.job import Job
+from aemd.core.principal import Owner, Principal
+from aemd.core.session import Session
+
+
+class Registry:
+    """Sessions by id, token and process; jobs by owner and id."""
+
+    __slots__ = ("_by_process", "_by_token", "_jobs", "_kinds", "_sessions")
+
+    def __init__(self) -> None:
+        self._sessions: dict[int, Session] = {}
+        self._by_token: dict[bytes, Session] = {}
+        self._by_process: dict[tuple[int, int], dict[int, Session]] = {}
+        self._jobs: dict[Owner, dict[int, Job]] = {}  # ids grow, so each is in order
+        self._kinds: Counter[tuple[Owner, str]] = Counter()  # jobs of an owner with a module
+
+    # -- sessions ------------------------------------------------------------------------------------
+
+    def add_session(self, session: Session) -> None:
+        """A new session."""
+        self._sessions[session.id] = session
+        self._by_token[session.token] = session
+        self._by_process.setdefault(_process(session.principal), {})[session.id] = session
+
+    def remove_session(self, session: Session) -> None:
+        """The session is gone."""
+        del self._sessions[session.id]
+        del self._by_token[session.token]
+        process = _process(session.principal)
+        of_process = self._by_process[process]
+        del of_process[session.id]
+        if not of_process:
+            del self._by_process[process]
+
+    def change_token(self, session: Session, token: bytes) -> None:
+        """The session is found by another token from now on."""
+        del self._by_token[session.token]
+        session.token = token
+        self._by_token[token] = session
+
+    def claim(self, token: bytes, principal: Principal) -> Session:
+        """The session of `token`, if `principal` is the process that it belongs to; else AemError
+        NOT_FOUND with reason SESSION_UNKNOWN, whatever was wrong.
+        """
+        session = self._by_token.get(token)
+        if (
+            session is None
+            or session.principal.owner != principal.owner
+            or _process(session.principal) != _process(principal)
+        ):
+            raise AemError(
+                Code.NOT_FOUND,
+                "SESSION_UNKNOWN",
+                "the session to be resumed is not known: it ended, or its lease did; open a new one",
+            )
+        return session
+
+    def find_session(self, principal: Principal, session_id: int) -> Session:
+        """The session, if `principal` may see it; else AemError NOT_FOUND."""
+        session = self._sessions.get(session_id)
+        if session is None or not (principal.administrator or session.principal.owner == principal.owner):
+            raise not_found(f"sessions/{session_id}")
+        return session
+
+    def sessions_of(self, principal: Principal) -> Iterator[Session]:
+        """The sessions that `principal` may see, by id."""
+        for session in self._sessions.values():
+            if principal.administrator or session.principal.owner == principal.owner:
+                yield session
+
+    def sessions_of_process(self, pid: int, start_time_ticks: int) -> list[Session]:
+        """The sessions of one process."""
+        return list(self._by_process.get((pid, start_time_ticks), {}).values())
+
+    # -- jobs ----------------------------------------------------------------------------------------
+
+    def add_job(self, job: Job) -> None:
+        """A new job, with an id above all that were before."""
+        owner = job.owner.owner
+        self._jobs.setdefault(owner, {})[job.id] = job
+        self._kinds[owner, job.traits.name] += 1
+
+    def remove_job(self, job: Job) -> None:
+        """The job is gone."""
+        owner = job.owner.owner
+        jobs = self._jobs[owner]
+        del jobs[job.id]
+        if not jobs:
+            del self._jobs[owner]
+        kind = (owner, job.traits.name)
+        left = self._kinds[kind] - 1
+        if left:
+            self._kinds[kind] = left
+        else:
+            del self._kinds[kind]
+
+    def find_job(self, principal: Principal, job_id: int) -> Job:
+        """The job, if `principal` may see it; else AemError NOT_FOUND."""
+        job = self._jobs.get(principal.owner, {}).get(job_id)
+        if job is None and principal.administrator:
+            job = next((jobs[job_id] for jobs in self._jobs.values() if job_id in jobs), None)
+        if job is None:
+            raise not_found(f"jobs/{job_id}")
+        return job
+
+    def jobs_of(self, principal: Principal, after: int = 0) -> Iterator[Job]:
+        """The jobs that `principal` may see with ids above `after`, by id. Not to be continued after a
+        job came or went.
+        """
+        if principal.administrator:
+            tables = list(self._jobs.values())
+        else:
+            tables = [self._jobs.get(principal.owner, {})]
+        if len(tables) == 1:
+            yield from (job for job_id, job in tables[0].items() if job_id > after)
+            return
+        yield from heapq.merge(
+            *([job for job_id, job in table.items() if job_id > after] for table in tables),
+            key=lambda job: job.id,
+        )
+
+    def jobs_of_module(self, name: str) -> list[Job]:
+        """All jobs of a module. Cost: of all jobs; for unloading a module."""
+        return [job for jobs in self._jobs.values() for job in jobs.values() if job.traits.name == name]
+
+    def job_count(self, principal: Principal, module: str | None = None) -> int:
+        """How many jobs `principal` may see, of one module or of all."""
+        if module is None and not principal.administrator:
+            return len(self._jobs.get(principal.owner, {}))
+        return sum(
+            count
+            for (owner, name), count in self._kinds.items()
+            if (principal.administrator or owner == principal.owner) and module in (None, name)
+        )
+
+
+def _process(principal: Principal) -> tuple[int, int]:
+    return principal.pid, principal.start_time_ticks
