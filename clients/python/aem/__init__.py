@@ -1,1 +1,44 @@
-"""The Python SDK of aemd."""
+"""The Python SDK of aemd: kernel events with their data, delivered to handlers.
+
+    import aem
+
+    client = aem.Client()
+
+    @client.on("timer", every="1s")
+    def tick(event):
+        print(event.expirations, event.lateness_ns)
+
+    client.run_forever()
+
+`Client` is the sync face, `AsyncClient` the asyncio face; they have the same words.
+"""
+
+from aem.client import Client, EventStream
+from aem.errors import AemError, Code, ConnectionLost, Park, Reply, Retry
+from aem.events import Event, Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
+from aem.job import Job
+from aem.options import Acknowledgement, Options, Overflow, Param
+
+__all__ = [
+    "Acknowledgement",
+    "AemError",
+    "Client",
+    "Code",
+    "ConnectionLost",
+    "Event",
+    "EventStream",
+    "Gap",
+    "Job",
+    "Options",
+    "Overflow",
+    "Param",
+    "Park",
+    "ProcessEvent",
+    "Reply",
+    "Retry",
+    "SocketEvent",
+    "TimerEvent",
+    "UserEvent",
+]
+
+__version__ = "0.1.0"

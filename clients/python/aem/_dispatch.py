@@ -1,0 +1,77 @@
+"""Which entry is handled next.
+
+Entries are handled in the order in which they came. Those of a registration whose handlers run beside
+others (a process of their own, a coroutine) go by lanes: one lane a job, or one a key where events are
+answered one by one; a lane holds one entry at a time, the others wait behind it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from aem._binding import EXPLICIT, Binding, Entry
+
+
+class Dispatcher:
+    """Entries that wait for their handlers. `wake` is called when there is something to take."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._fifo: deque[Entry] = deque()
+        self._ready: deque[Entry] = deque()
+        self._lanes: dict[object, deque[Entry]] = {}
+        self._running: set[Entry] = set()
+
+    def put(self, entries: list[Entry]) -> None:
+        """Take entries, in order."""
+        self._fifo.extend(entries)
+        self._wake()
+
+    def take(self) -> Entry | None:
+        """The next entry that may run; done() must follow."""
+        if self._ready:
+            return self._start(self._ready.popleft())
+        while self._fifo:
+            entry = self._fifo.popleft()
+            binding = entry.binding
+            if not binding.registration.parallel:
+                return self._start(entry)
+            key = entry.parse().key if binding.acknowledgement == EXPLICIT and entry.gap is None else b""
+            entry.lane = (binding, key)
+            lane = self._lanes.get(entry.lane)
+            if lane is None:
+                self._lanes[entry.lane] = deque()
+                return self._start(entry)
+            lane.append(entry)
+        return None
+
+    def _start(self, entry: Entry) -> Entry:
+        self._running.add(entry)
+        return entry
+
+    def done(self, entry: Entry) -> None:
+        """`entry` is dealt with: the next of its lane may run."""
+        self._running.discard(entry)
+        if entry.lane is None:
+            return
+        lane = self._lanes[entry.lane]
+        if lane:
+            self._ready.append(lane.popleft())
+            self._wake()
+        else:
+            del self._lanes[entry.lane]
+
+    @property
+    def running(self) -> int:
+        """How many entries are being handled."""
+        return len(self._running)
+
+    def waiting(self, binding: Binding) -> list[Entry]:
+        """The entries of `binding` that wait or are being handled."""
+        places = [self._fifo, self._ready, self._running, *self._lanes.values()]
+        return [entry for place in places for entry in place if entry.binding is binding]
+
+    def ended(self) -> None:
+        """No more will come for one of the registrations."""
+        self._wake()

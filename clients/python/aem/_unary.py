@@ -1,0 +1,73 @@
+"""The unary calls, in one table for both faces: method, request class, answer class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from aem.v1 import admin_pb2, job_pb2, module_pb2
+
+Request = TypeVar("Request", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request, Answer]):
+    """One unary method."""
+
+    path: str
+    request: type[Request]
+    answer: type[Answer]
+
+
+_ADMIN = "/aem.v1.AdminService"
+_JOB = "/aem.v1.JobService"
+_MODULE = "/aem.v1.ModuleService"
+
+GET_STATUS = Method(f"{_ADMIN}/GetStatus", admin_pb2.GetStatusRequest, admin_pb2.DaemonStatus)
+LIST_SESSIONS = Method(
+    f"{_ADMIN}/ListSessions", admin_pb2.ListSessionsRequest, admin_pb2.ListSessionsResponse
+)
+END_SESSION = Method(f"{_ADMIN}/EndSession", admin_pb2.EndSessionRequest, admin_pb2.EndSessionResponse)
+GET_JOB = Method(f"{_JOB}/GetJob", job_pb2.GetJobRequest, job_pb2.Job)
+LIST_JOBS = Method(f"{_JOB}/ListJobs", job_pb2.ListJobsRequest, job_pb2.ListJobsResponse)
+START_JOB = Method(f"{_JOB}/StartJob", job_pb2.StartJobRequest, job_pb2.Job)
+STOP_JOB = Method(f"{_JOB}/StopJob", job_pb2.StopJobRequest, job_pb2.Job)
+SHUTDOWN_JOB = Method(f"{_JOB}/ShutdownJob", job_pb2.ShutdownJobRequest, job_pb2.Job)
+UPDATE_JOB = Method(f"{_JOB}/UpdateJob", job_pb2.UpdateJobRequest, job_pb2.Job)
+GET_MODULE = Method(f"{_MODULE}/GetModule", module_pb2.GetModuleRequest, module_pb2.Module)
+LIST_MODULES = Method(f"{_MODULE}/ListModules", module_pb2.ListModulesRequest, module_pb2.ListModulesResponse)
+LOAD_MODULE = Method(f"{_MODULE}/LoadModule", module_pb2.LoadModuleRequest, module_pb2.Module)
+UNLOAD_MODULE = Method(
+    f"{_MODULE}/UnloadModule", module_pb2.UnloadModuleRequest, module_pb2.UnloadModuleResponse
+)
+
+
+def priority_request(job_id: int, priority: int) -> job_pb2.UpdateJobRequest:
+    """The UpdateJob that sets a priority."""
+    request = job_pb2.UpdateJobRequest(
+        job=job_pb2.Job(name=f"jobs/{job_id}", options=job_pb2.Options(priority=priority))
+    )
+    request.update_mask.paths.append("options.priority")
+    return request
+
+
+def shutdown_request(job_id: int, deadline: float | None) -> job_pb2.ShutdownJobRequest:
+    """The ShutdownJob with a deadline in seconds."""
+    deadline_ns = 0 if deadline is None else max(1, round(deadline * 1e9))
+    return job_pb2.ShutdownJobRequest(name=f"jobs/{job_id}", deadline_ns=deadline_ns)
+
+
+def list_jobs_request(module: str | None, state: str | int | None, token: str) -> job_pb2.ListJobsRequest:
+    """One page of jobs; `state` is a job_pb2.State or its name, with or without STATE_ before it."""
+    if isinstance(state, str):
+        name = state.upper()
+        state = job_pb2.State.Value(name if name.startswith("STATE_") else f"STATE_{name}")
+    return job_pb2.ListJobsRequest(
+        page_size=1_000,
+        page_token=token,
+        module=module or "",
+        state=state or job_pb2.STATE_UNSPECIFIED,  # type: ignore[arg-type]
+    )
