@@ -20,9 +20,11 @@ import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
+    FishComplete,
     ZshComplete,
     add_completion_class,
     get_completion_class,
+    split_arg_string,
 )
 
 from aemd.cli.verb import Settings
@@ -111,7 +113,7 @@ class Bash(BashComplete):
     def get_completion_args(self) -> tuple[list[str], str]:
         """The words of the line before the cursor, and the one that is being typed."""
         line = os.environ.get("COMP_LINE", "")
-        words = click.parser.split_arg_string(line)
+        words = split_arg_string(line)
         while len(words) > 1 and "=" in words[0]:  # NAME=value before the command
             words = words[1:]
         open_word = words.pop() if words and not line[-1:].isspace() else ""
@@ -132,8 +134,15 @@ class Zsh(ZshComplete):
     source_template = _ZSH
 
 
+class Fish(FishComplete):
+    """fish, with descriptions that have a comma in them."""
+
+    source_template = FishComplete.source_template.replace('string split ","', 'string split -m 1 ","')
+
+
 add_completion_class(Bash, "bash")
 add_completion_class(Zsh, "zsh")
+add_completion_class(Fish, "fish")
 
 
 def script(command: click.Command, shell: str) -> str:

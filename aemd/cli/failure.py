@@ -55,7 +55,7 @@ _BY_CODE = {
 }
 
 
-class Failure(click.ClickException):
+class Failure(Exception):  # noqa: N818 - how a command ends
     """Ends the command with `exit_code`; `hint` says the way out, `code` and `reason` are for programs."""
 
     def __init__(
@@ -69,6 +69,7 @@ class Failure(click.ClickException):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
+        self.message = message
         self.exit_code = int(exit_code)
         self.code = code
         self.reason = reason

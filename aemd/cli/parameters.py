@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aem.v1 import module_pb2
 
 
-class Quantity(click.ParamType):
+class Quantity(click.ParamType[int]):
     """A time span or a number of bytes, in the spellings that parameters have, as a whole number."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
@@ -44,7 +44,7 @@ SPAN = Quantity("span", parse_duration)
 SIZE = Quantity("size", parse_size)
 
 
-class ResourceId(click.ParamType):
+class ResourceId(click.ParamType[int]):
     """The number of a job or session: 17, or its resource name jobs/17."""
 
     def __init__(self, collection: str) -> None:

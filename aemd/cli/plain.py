@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
     from google.protobuf.message import Message
 
 TYPE_MESSAGE, TYPE_ENUM, TYPE_BYTES = 11, 14, 12  # FieldDescriptor.TYPE_*; importing it costs 80 ms
@@ -41,16 +40,16 @@ def value_plain(value: Message) -> Any:
     return _text(held) if kind == "data" else held
 
 
-def enum_name(enum: EnumDescriptor, number: int) -> str:
+def enum_name(enum: Any, number: int) -> str:
     """STATE_ARMED as armed; a value that a newer daemon has added stays a number."""
     value = enum.values_by_number.get(number)
     if value is None:
         return str(number)
-    word = value.name.removeprefix(enum.values_by_number[0].name.removesuffix("UNSPECIFIED"))
+    word: str = value.name.removeprefix(enum.values_by_number[0].name.removesuffix("UNSPECIFIED"))
     return "" if word == "UNSPECIFIED" else word.lower().replace("_", "-")
 
 
-def _repeated(field: FieldDescriptor, value: Any) -> Any:
+def _repeated(field: Any, value: Any) -> Any:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         of = kind.fields_by_name["value"]
@@ -58,7 +57,7 @@ def _repeated(field: FieldDescriptor, value: Any) -> Any:
     return [_single(field, one) for one in value]
 
 
-def _single(field: FieldDescriptor, value: Any) -> Any:
+def _single(field: Any, value: Any) -> Any:
     if field.type == TYPE_MESSAGE:
         return value_plain(value) if field.message_type.full_name == "aem.v1.Value" else plain(value)
     if field.type == TYPE_ENUM:

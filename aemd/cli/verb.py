@@ -7,6 +7,7 @@ the daemon: `--help` and completion scripts do without.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aemd.cli.failure import EXIT_HELP, Exit, Failure, exit_of_code, report
+from aemd.cli.failure import EXIT_HELP, Exit, Failure, exit_of_code, note, report
 from aemd.cli.output import FORMATS, Output, color_wanted
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Settings:
         """The daemon. What it refuses within becomes a Failure."""
         import aem
 
+        _tell_warnings()
         try:
             client = aem.Client(self.address, label=f"aemctl[{os.getpid()}]", reconnect=reconnect)
         except aem.AemError as error:
@@ -50,6 +52,22 @@ class Settings:
             raise failure_of(error, client.address) from error
         finally:
             client.close()
+
+
+class _Notes(logging.Handler):
+    """What the SDK warns of, as notes; a handler's failure is told by the verb that has the handler."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell one record."""
+        if record.exc_info is None:
+            note(record.getMessage())
+
+
+def _tell_warnings() -> None:
+    log = logging.getLogger("aem")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes(logging.WARNING))
+        log.propagate = False
 
 
 def failure_of(error: aem.AemError, address: str) -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from aemd.cli.verbs.events import SECTION, checked_parameters, job_arguments, jo
 
 if TYPE_CHECKING:
     import aem
+
+READ_BYTES = 64 * 1024
 
 
 class WithCommand(Verb):
@@ -58,6 +61,7 @@ class WithCommand(Verb):
 @click.pass_context
 def on(
     ctx: click.Context,
+    /,
     *,
     module: str,
     words: Sequence[str],
@@ -79,14 +83,17 @@ def on(
     if not command:
         raise click.UsageError("there is no command; put it behind --, for example: -- ./report.sh", ctx)
     settings = ctx.ensure_object(Settings)
-    runs = _Runs(Command(command, timeout_ns=timeout_ns), count)
     halt = Halt()
     with settings.client(reconnect=True) as client, halt.armed():
         parameters = checked_parameters(client, module, words)
         name = label or f"aemctl on: {command[0]}"
+        chosen = job_options(**options)
+        runs = _Runs(Command(command, timeout_ns=timeout_ns), count, client.stop)
         try:
-            client.register(module, runs, options=job_options(**options), label=name, **parameters)
-            halt.wait(client.run_forever)
+            job = client.register(
+                module, runs.event, on_gap=runs.gap, options=chosen, label=name, params=parameters
+            )
+            halt.wait(lambda: client.run(until=lambda: job.state == "GONE"))
         except Halted as halted:
             return halted.reason
     return Exit.REFUSED if runs.failed else Exit.OK
@@ -134,7 +141,7 @@ class _Runs:
 @click.argument("payload", metavar="[PAYLOAD|-]", default="")
 @click.option("--lines", is_flag=True, help="With -: each line of standard input is an event of its own.")
 @click.pass_obj
-def raise_event(settings: Settings, *, channel: str, payload: str, lines: bool) -> None:
+def raise_event(settings: Settings, /, *, channel: str, payload: str, lines: bool) -> None:
     """Raise an event on a channel, with a payload from the command line or, with -, standard input.
 
     Whoever watches the channel gets it: aemctl watch user channel=CHANNEL.
@@ -143,21 +150,28 @@ def raise_event(settings: Settings, *, channel: str, payload: str, lines: bool) 
         raise click.UsageError("--lines needs - as the payload")
     count = 0
     with settings.client() as client:
-        for data in _payloads(payload, lines=lines):
-            client.raise_event(channel, data)
-            count += 1
+        for payloads in _payloads(payload, lines=lines):
+            client.raise_event(channel, *payloads)
+            count += len(payloads)
     if not settings.output.for_people:
         settings.output.event({"channel": channel, "raised": count}, str)
 
 
-def _payloads(payload: str, *, lines: bool) -> Iterator[bytes]:
+def _payloads(payload: str, *, lines: bool) -> Iterator[list[bytes]]:
+    """Payloads to raise together: with `lines` as many as have come."""
     if payload != "-":
-        yield payload.encode("utf-8", "surrogateescape")
-    elif lines:
-        for line in sys.stdin.buffer:
-            yield line.rstrip(b"\n")
-    else:
-        yield sys.stdin.buffer.read()
+        yield [payload.encode("utf-8", "surrogateescape")]
+        return
+    if not lines:
+        yield [sys.stdin.buffer.read()]
+        return
+    rest = b""
+    while chunk := os.read(sys.stdin.fileno(), READ_BYTES):
+        *whole, rest = (rest + chunk).split(b"\n")
+        if whole:
+            yield whole
+    if rest:
+        yield [rest]
 
 
 VERBS: Sequence[click.Command] = (on, raise_event)

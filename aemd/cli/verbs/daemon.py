@@ -45,7 +45,7 @@ def list_sessions(settings: Settings) -> None:
     "ids", metavar="SESSION...", nargs=-1, required=True, type=SESSION_ID, shell_complete=complete_sessions
 )
 @click.pass_obj
-def end_session(settings: Settings, *, ids: Sequence[int]) -> int:
+def end_session(settings: Settings, /, *, ids: Sequence[int]) -> int:
     """End sessions with their jobs."""
     output = settings.output
     with settings.client() as client:
@@ -124,7 +124,7 @@ def version(settings: Settings) -> None:
 )
 @click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 @click.pass_context
-def completion(ctx: click.Context, *, shell: str) -> int:
+def completion(ctx: click.Context, /, *, shell: str) -> int:
     """Print the completion script for bash, zsh or fish.
 
     It completes verbs and options, and from the daemon, if it runs, the names of modules, their parameters

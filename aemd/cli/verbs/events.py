@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
@@ -105,36 +105,41 @@ def job_options(*, one_shot: bool, **given: Any) -> aem.Options:
     """The options of the command line as the SDK has them; what was not given is the daemon's default."""
     import aem
 
-    kinds = {"overflow": aem.Overflow, "acknowledgement": aem.Acknowledgement}
-    chosen = {name: kinds.get(name, _same)(value) for name, value in given.items() if value is not None}
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "overflow": aem.Overflow,
+        "acknowledgement": aem.Acknowledgement,
+    }
+    chosen: dict[str, Any] = {
+        name: kinds[name](value) if name in kinds else value
+        for name, value in given.items()
+        if value is not None
+    }
     return aem.Options(one_shot=one_shot, **chosen)
 
 
-def _same(value: Any) -> Any:
-    return value
+def is_gap(entry: aem.Event | aem.Gap) -> TypeGuard[aem.Gap]:
+    """Whether events were lost here."""
+    import aem
+
+    return isinstance(entry, aem.Gap)
 
 
 def show(settings: Settings, entry: aem.Event | aem.Gap) -> None:
     """Print an event or a gap."""
     output, row = settings.output, entry.to_dict()
-    line = gap_line if row["type"] == "gap" and "stage" in row else event_line
+    line = gap_line if is_gap(entry) else event_line
     output.event(row, lambda: line(output, row))
 
 
-def entries(
-    halt: Halt, client: aem.Client, module: str, **registration: Any
-) -> Iterator[aem.Event | aem.Gap]:
-    """Register a job and give what comes of it. Raises Halted; the job is shut down whenever this ends."""
-    stream = client.events(module, **registration)
-    try:
+def entries(halt: Halt, stream: aem.EventStream[Any]) -> Iterator[aem.Event | aem.Gap]:
+    """What comes of a job. Raises Halted; the job is shut down whenever this ends."""
+    with stream:
         while True:
             try:
-                entry = halt.wait(lambda: next(stream))
+                entry = halt.wait(stream.next)
             except StopIteration:
                 return
             yield entry
-    finally:
-        stream.close()
 
 
 @click.command(
@@ -162,6 +167,7 @@ def entries(
 @click.pass_obj
 def watch(
     settings: Settings,
+    /,
     *,
     module: str,
     words: Sequence[str],
@@ -180,9 +186,10 @@ def watch(
     with settings.client(reconnect=True) as client, halt.armed(timeout_ns):
         watch_stdout()
         parameters = checked_parameters(client, module, words)
-        registration = {"label": label or "aemctl watch", "options": job_options(**options), **parameters}
+        chosen = job_options(**options)
+        stream = client.events(module, label=label or "aemctl watch", options=chosen, params=parameters)
         try:
-            for entry in entries(halt, client, module, **registration):
+            for entry in entries(halt, stream):
                 show(settings, entry)
                 seen += not is_gap(entry)
                 if seen == count:
@@ -190,18 +197,16 @@ def watch(
         except Halted as halted:
             open_ended = halted.reason is Exit.TIMEOUT and count is None
             return Exit.OK if open_ended else halted.reason
-    return Exit.OK if count is None or options["one_shot"] else _ended_early(module, seen, count)
+    return _job_ended(stream.job, seen, None if options["one_shot"] else count)
 
 
-def is_gap(entry: aem.Event | aem.Gap) -> bool:
-    """Whether events were lost here."""
-    import aem
-
-    return isinstance(entry, aem.Gap)
-
-
-def _ended_early(module: str, seen: int, count: int) -> int:
-    note(f"the {module} job ended after {seen} of {count} events")
+def _job_ended(job: aem.Job, seen: int, count: int | None) -> int:
+    """The job ended by itself, or somebody else ended it."""
+    if job.reason:
+        note(f"job {job.id} ended: {job.reason}")
+    if count is None or seen >= count:
+        return Exit.OK
+    note(f"there were {seen} of {count} events")
     return Exit.REFUSED
 
 
@@ -218,12 +223,15 @@ def _ended_early(module: str, seen: int, count: int) -> int:
 @job_arguments
 @click.option("--timeout", "timeout_ns", type=SPAN, metavar="SPAN", help="Give up after this, exit code 124.")
 @click.option(
-    "--missing-ok", is_flag=True, help="What is to be waited for is gone already: exit code 0 instead of 4."
+    "--missing-ok",
+    is_flag=True,
+    help="What is to be waited for is gone already: exit code 0 instead of 4.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing, not even the event.")
 @click.pass_obj
 def wait(
     settings: Settings,
+    /,
     *,
     module: str,
     words: Sequence[str],
@@ -241,36 +249,34 @@ def wait(
     halt = Halt()
     with settings.client(reconnect=True) as client, halt.armed(timeout_ns):
         parameters = checked_parameters(client, module, words)
-        registration = {
-            "label": label or "aemctl wait",
-            "options": job_options(one_shot=True, **options),
-            **parameters,
-        }
+        chosen = job_options(one_shot=True, **options)
         try:
-            return _first(settings, entries(halt, client, module, **registration), quiet=quiet)
+            stream = client.events(module, label=label or "aemctl wait", options=chosen, params=parameters)
+            return _first(settings, halt, stream, quiet=quiet)
         except Halted as halted:
             return halted.reason
-        except _error() as error:
+        except _aem_error() as error:
             if missing_ok and error.code.name == "NOT_FOUND":
                 return Exit.OK
             raise
 
 
-def _error() -> type[aem.AemError]:
+def _aem_error() -> type[aem.AemError]:
     import aem
 
     return aem.AemError
 
 
-def _first(settings: Settings, stream: Iterator[aem.Event | aem.Gap], *, quiet: bool) -> int:
-    for entry in stream:
+def _first(settings: Settings, halt: Halt, stream: aem.EventStream[Any], *, quiet: bool) -> int:
+    for entry in entries(halt, stream):
         if is_gap(entry):
             note(f"{entry!r}; waiting on")
             continue
         if not quiet:
             show(settings, entry)
         return Exit.OK
-    raise Failure("the job ended before an event came", reason="JOB_ENDED")
+    why = f": {stream.job.reason}" if stream.job.reason else ""
+    raise Failure(f"the job ended before an event came{why}", reason="JOB_ENDED")
 
 
 VERBS: Sequence[click.Command] = (watch, wait)

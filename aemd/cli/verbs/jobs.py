@@ -81,7 +81,7 @@ def _priority(job: Row) -> object:
 @click.option("--module", metavar="NAME", shell_complete=complete_modules, help="Only jobs of this module.")
 @click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only jobs in this state.")
 @click.pass_obj
-def list_jobs(settings: Settings, *, module: str | None, state: str | None) -> None:
+def list_jobs(settings: Settings, /, *, module: str | None, state: str | None) -> None:
     """List your jobs; as root everybody's."""
     with settings.client() as client:
         jobs = client.list_jobs(module=module, state=state)
@@ -99,7 +99,7 @@ def list_jobs(settings: Settings, *, module: str | None, state: str | None) -> N
 )
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
-def show_job(settings: Settings, *, ids: Sequence[int]) -> int:
+def show_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
     """Show everything about a job: parameters, options, what happened so far.
 
     With -o json: one object for one job, an array for several.
@@ -203,7 +203,7 @@ def _change(settings: Settings, ids: Sequence[int], act: Callable[[aem.Client, i
 )
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
-def start_job(settings: Settings, *, ids: Sequence[int]) -> int:
+def start_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
     """Arm jobs: from now on they fire."""
     return _change(settings, ids, lambda client, one: client.start_job(one))
 
@@ -211,7 +211,7 @@ def start_job(settings: Settings, *, ids: Sequence[int]) -> int:
 @click.command("stop-job", cls=Verb, section=SECTION, examples=("aemctl stop-job 17",))
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
-def stop_job(settings: Settings, *, ids: Sequence[int]) -> int:
+def stop_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
     """Disarm jobs: they fire no more until started; what is queued is still delivered."""
     return _change(settings, ids, lambda client, one: client.stop_job(one))
 
@@ -220,7 +220,7 @@ def stop_job(settings: Settings, *, ids: Sequence[int]) -> int:
 @click.argument("one", metavar="JOB", type=JOB_ID, shell_complete=complete_jobs)
 @click.argument("priority", metavar="PRIORITY", type=click.IntRange(0, 7))
 @click.pass_obj
-def set_priority(settings: Settings, *, one: int, priority: int) -> int:
+def set_priority(settings: Settings, /, *, one: int, priority: int) -> int:
     """Set the priority of a job: 0 to 7, 7 is served first."""
     output = settings.output
     with settings.client() as client:
@@ -247,7 +247,7 @@ def set_priority(settings: Settings, *, one: int, priority: int) -> int:
     help="How long a handler that runs now may take; default 5s, at most 10min.",
 )
 @click.pass_obj
-def shutdown_job(settings: Settings, *, ids: Sequence[int], deadline_ns: int | None) -> int:
+def shutdown_job(settings: Settings, /, *, ids: Sequence[int], deadline_ns: int | None) -> int:
     """End jobs, each after the handler that runs now."""
     deadline = None if deadline_ns is None else deadline_ns / 1e9
     return _change(settings, ids, lambda client, one: client.shutdown_job(one, deadline=deadline))

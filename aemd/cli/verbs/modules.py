@@ -53,7 +53,7 @@ def list_modules(settings: Settings) -> None:
 )
 @click.argument("name", metavar="MODULE", shell_complete=complete_modules)
 @click.pass_obj
-def show_module(settings: Settings, *, name: str) -> None:
+def show_module(settings: Settings, /, *, name: str) -> None:
     """Show a module: its parameters, its events, what a handler may answer."""
     with settings.client() as client:
         _show(settings, client.get_module(name))
@@ -62,7 +62,7 @@ def show_module(settings: Settings, *, name: str) -> None:
 @click.command("load-module", cls=Verb, section=SECTION, examples=("aemctl load-module mymodule",))
 @click.argument("name", metavar="MODULE")
 @click.pass_obj
-def load_module(settings: Settings, *, name: str) -> None:
+def load_module(settings: Settings, /, *, name: str) -> None:
     """Load a module, or load it anew. Administrator only.
 
     The name is that of an entry point in the group aemd.modules of a package which is installed where the
@@ -77,7 +77,7 @@ def load_module(settings: Settings, *, name: str) -> None:
 @click.command("unload-module", cls=Verb, section=SECTION, examples=("aemctl unload-module mymodule",))
 @click.argument("name", metavar="MODULE", shell_complete=complete_modules)
 @click.pass_obj
-def unload_module(settings: Settings, *, name: str) -> None:
+def unload_module(settings: Settings, /, *, name: str) -> None:
     """Unload a module. Its jobs are shut down with that reason. Administrator only."""
     with settings.client() as client:
         jobs = client.unload_module(name)
@@ -129,7 +129,8 @@ def _parameter_text(parameter: Row) -> str:
 
 
 def _operation_text(operation: Row) -> str:
-    return operation["description"] + (" (takes data)" if operation["takes_data"] else "")
+    data = " (takes data)" if operation["takes_data"] else ""
+    return f"{operation['description']}{data}"
 
 
 VERBS: Sequence[click.Command] = (list_modules, show_module, load_module, unload_module)
