@@ -91,6 +91,10 @@ class Peers:
         """How many there are now."""
         return len(self._connections)
 
+    def connections_of(self, principal: Principal) -> int:
+        """How many the user of `principal` has; for the administrator how many there are."""
+        return len(self._connections) if principal.administrator else self._per_uid[principal.uid]
+
     @property
     def fronts(self) -> int:
         """How many there are now, those that are just starting included."""
