@@ -69,7 +69,7 @@ class Engine:
         self.jobs_of_module = self._registry.jobs_of_module
         self.job_count = self._registry.job_count
 
-    # -- sessions ------------------------------------------------------------------------------------
+
 
     def open_session(
         self, principal: Principal, *, label: str, sdk: str, credit: tuple[int, int] | None, now: Now
@@ -181,8 +181,6 @@ class Engine:
         for session in self._registry.sessions_of_process(pid, start_time_ticks):
             self.end_session(session, "its process ended", now)
 
-    # -- jobs ----------------------------------------------------------------------------------------
-
     def register(
         self,
         session: Session,
@@ -272,6 +270,12 @@ class Engine:
         before_ns = self._deadlines.get((Due.SHUTDOWN, job))
         self._deadlines.set((Due.SHUTDOWN, job), due_ns if before_ns is None else min(before_ns, due_ns))
 
+    def end_job(self, job: Job, reason: str, now: Now) -> None:
+        """End it at once, whatever is in flight: its module goes, or has a fault."""
+        self.now = now
+        if job.state is not JobState.GONE:
+            self._end(job, reason)
+
     def set_priority(self, job: Job, priority: int) -> None:
         """Deliver it with another priority, 0 to 7; AemError if there is no such."""
         job.options = job.binding.options = self._options.with_priority(job.options, priority, job.traits)
@@ -283,8 +287,6 @@ class Engine:
         if binding is None:
             raise not_found(f"binding {binding_id}")
         self._end(binding.job, "let go by its session")
-
-    # -- stimuli -------------------------------------------------------------------------------------
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
         """`count` stimuli hit `job`; ignored unless it is armed. `event`: an encoded Event."""
@@ -379,200 +381,6 @@ class Engine:
             job.reason = reason
             self._settled(job.binding)
 
-    # -- the client's answers ------------------------------------------------------------------------
-
-    def grant(self, session: Session, binding_id: int, events: int, size: int) -> None:
-        """More credit for a binding, or with `binding_id` 0 for the session. What ended meanwhile is no
-        fault; AemError NOT_FOUND for a binding that never was.
-        """
-        most = self.limits.credit_max
-        if binding_id:
-            binding = self._binding(session, binding_id)
-            if binding is None:
-                return
-            binding.credit_events = min(binding.credit_events + events, most)
-            binding.credit_bytes = min(binding.credit_bytes + size, most)
-            if binding.listed < 0:
-                session.wake(binding)
-            return
-        session.credit_events = min(session.credit_events + events, most)
-        session.credit_bytes = min(session.credit_bytes + size, most)
-        if session.bands and session.credit_events > 0 and session.credit_bytes > 0:
-            session.mark_ready()
-
-    def ack(self, session: Session, binding_id: int, epoch: int, seq: int, now: Now) -> None:
-        """Everything of a binding up to `seq` is dealt with.
-
-        AemError: what was not delivered yet, or a binding with explicit acknowledgement. Without
-        acknowledgement it says nothing and is no fault.
-        """
-        self.now = now
-        binding = self._binding(session, binding_id)
-        if binding is None:
-            return
-        self._check_cursor(binding, epoch, seq)
-        if binding.options.acknowledgement == EXPLICIT:
-            raise AemError(
-                Code.FAILED_PRECONDITION,
-                "ACKNOWLEDGEMENT_EXPLICIT",
-                f"binding {binding_id} is acknowledged entry by entry; send Complete or Nack",
-            )
-        if epoch == binding.job.epoch and binding.ack_to(seq):
-            self._settled(binding)
-
-    def complete(
-        self,
-        session: Session,
-        binding_id: int,
-        epoch: int,
-        seq: int,
-        *,
-        error: str | None,
-        reply: tuple[str, bytes] | None,
-        now: Now,
-    ) -> None:
-        """The entry that ends at `seq` is dealt with; `error`: its handler failed; `reply`: (operation,
-        data), becomes an Operate effect. AemError FAILED_PRECONDITION, reason NOT_IN_FLIGHT, if it was dealt with
-        before; then nothing is done.
-        """
-        self.now = now
-        binding = self._binding(session, binding_id)
-        if binding is None:
-            if reply is None:
-                return
-            raise _not_in_flight(binding_id, seq)
-        self._check_cursor(binding, epoch, seq)
-        entry = binding.complete(seq) if epoch == binding.job.epoch else None
-        if entry is None and (binding.options.acknowledgement != NONE or reply is not None):
-            raise _not_in_flight(binding_id, seq)
-        if error is not None:
-            self._note_failure(binding, error)
-        if entry is not None:
-            if reply is not None:
-                self._effects.append(Operate(binding.job, entry.key, *reply))
-            self._settled(binding)
-
-    def _note_failure(self, binding: Binding, error: str) -> None:
-        stats = binding.stats
-        if stats is not None:
-            stats.failed += 1
-            stats.last_error = error[:ERROR_TEXT_MAX]
-            stats.last_error_time_ns = self.now.real_ns
-
-    def nack(
-        self,
-        session: Session,
-        binding_id: int,
-        epoch: int,
-        seq: int,
-        *,
-        delay_ns: int,
-        park: bool,
-        reason: str,
-        now: Now,
-    ) -> None:
-        """The entry that ends at `seq` is to be delivered again after `delay_ns`, or parked. AemError if
-        it is not in flight.
-        """
-        self.now = now
-        most_ns = self.limits.lease_max_ns
-        if not 0 <= delay_ns <= most_ns:
-            raise invalid("delay_ns", f"is {delay_ns}, must be 0 to {most_ns}", value=delay_ns, limit=most_ns)
-        binding = self._binding(session, binding_id)
-        if binding is None:
-            return
-        self._check_cursor(binding, epoch, seq)
-        entry = binding.unacked.get(seq) if binding.unacked and epoch == binding.job.epoch else None
-        if entry is None or entry.state is not EntryState.INFLIGHT:
-            raise _not_in_flight(binding_id, seq)
-        if reason:
-            self._note_failure(binding, reason)
-        if park:
-            binding.park(entry, reason[:ERROR_TEXT_MAX], self.limits.parked_max)
-            self._settled(binding)
-        elif delay_ns and self._may_repeat(binding, entry):
-            binding.delay(entry, now.mono_ns + delay_ns)
-            self._schedule_delay(binding)
-        else:
-            self._rewind(binding, [entry], reason or "given back")
-
-    @staticmethod
-    def _may_repeat(binding: Binding, entry: Entry) -> bool:
-        most = binding.options.attempts_max
-        return binding.job.state is not JobState.CLOSING and not (most and entry.attempts >= most)
-
-    def sync_mark(self, session: Session, job: Job, request_id: int) -> None:
-        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now."""
-        binding = job.binding
-        if binding.marks is None:
-            binding.marks = deque()
-        if len(binding.marks) >= self.limits.unanswered:
-            raise AemError(
-                Code.RESOURCE_EXHAUSTED,
-                "LIMIT_REACHED",
-                f"jobs/{job.id}: {len(binding.marks)} Syncs wait for an answer, no more are possible",
-                limit=self.limits.unanswered,
-            )
-        binding.marks.append((binding.head, request_id))
-        session.send_marks(binding, None)
-        self._check_control(session)
-
-    def send_control(self, session: Session, frame: bytes) -> None:
-        """Queue an encoded ServerFrame ahead of all later data. Lost without a stream; a session that does
-        not take its answers is ended.
-        """
-        session.add_control(frame)
-        self._check_control(session)
-
-    def _check_control(self, session: Session) -> None:
-        if session.control_bytes > self.limits.control_bytes:
-            self.end_session(
-                session,
-                f"{session.control_bytes} bytes of answers wait and are not read; at most "
-                f"{self.limits.control_bytes} may",
-                self.now,
-                Code.RESOURCE_EXHAUSTED,
-            )
-
-    def _binding(self, session: Session, binding_id: int) -> Binding | None:
-        """The binding, None if it has ended; AemError NOT_FOUND if it never was."""
-        binding = session.bindings.get(binding_id)
-        if binding is None and not 0 < binding_id < session.next_binding:
-            raise not_found(f"binding {binding_id}")
-        return binding
-
-    @staticmethod
-    def _check_cursor(binding: Binding, epoch: int, seq: int) -> None:
-        if not 0 < epoch <= binding.job.epoch:
-            raise invalid("cursor.epoch", f"is {epoch}, the job's is {binding.job.epoch}", value=epoch)
-        if epoch == binding.job.epoch and seq > binding.sent:
-            raise invalid(
-                "cursor.seq", f"is {seq}, delivered is up to {binding.sent}", value=seq, limit=binding.sent
-            )
-
-    # -- time ----------------------------------------------------------------------------------------
-
-    def tick(self, now: Now) -> None:
-        """It is `now`; whatever is due is done."""
-        self.now = now
-        while (key := self._deadlines.pop_due(now.mono_ns)) is not None:
-            due, subject = key
-            if due is Due.LEASE:
-                self._lapse(subject)
-            elif due is Due.SHUTDOWN:
-                self._end(subject, f"{subject.reason}; its handler did not end in time")
-            elif due is Due.ACK:
-                self._rewind(subject, subject.expired(now.mono_ns), "not acknowledged in time")
-                self._schedule_ack(subject)
-            else:
-                subject.undelay(now.mono_ns)
-                self._schedule_delay(subject)
-                subject.session.wake(subject)
-
-    def next_deadline_ns(self) -> int | None:
-        """When `tick` has something to do next, CLOCK_MONOTONIC; None: never."""
-        return self._deadlines.next_ns()
-
     def _lapse(self, session: Session) -> None:
         """End the jobs whose lease is over, and the session with the last of them."""
         if session.lapsing is None:
@@ -589,22 +397,6 @@ class Engine:
             if binding is not None:
                 self._end(binding.job, "its lease ended")
         self._deadlines.set((Due.LEASE, session), session.lost_ns + lapsing[-1][0])
-
-    def _schedule_ack(self, binding: Binding) -> None:
-        due_ns = binding.next_expiry_ns() if binding.session.connected else None
-        if due_ns is None:
-            self._deadlines.cancel((Due.ACK, binding))
-        else:
-            self._deadlines.set((Due.ACK, binding), due_ns)
-
-    def _schedule_delay(self, binding: Binding) -> None:
-        due_ns = binding.next_undelay_ns()
-        if due_ns is None:
-            self._deadlines.cancel((Due.DELAY, binding))
-        else:
-            self._deadlines.set((Due.DELAY, binding), due_ns)
-
-    # -- output --------------------------------------------------------------------------------------
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order; each is given once."""
@@ -652,91 +444,6 @@ class Engine:
             lost=lost + sum(session.lost for session in sessions),
         )
 
-    # -- inside --------------------------------------------------------------------------------------
-
-    def _turn(self, job: Job, event: JobEvent) -> None:
-        action = job.turn(event)
-        if action is Action.ARM:
-            self._effects.append(Arm(job))
-        elif action is Action.DISARM:
-            self._effects.append(Disarm(job))
-        elif action is Action.RELEASE:
-            self._effects.append(Release(job))
-
-    def _rewind(self, binding: Binding, entries: list[Entry], reason: str) -> None:
-        """Entries in flight go back; those that were sent often enough, or whose job is closing, do not."""
-        if not entries:
-            return
-        settled = binding.rewind(entries, reason=reason, parked_max=self.limits.parked_max)
-        if settled:
-            self._settled(binding)
-        if settled < len(entries):
-            binding.session.wake(binding)
-
-    def _settled(self, binding: Binding) -> None:
-        """Entries of `binding` were dealt with: what waited for that may go on."""
-        job = binding.job
-        if job.state is JobState.GONE:
-            return
-        if not binding.unacked and (
-            job.state is JobState.CLOSING or (job.state is JobState.DRAINING and not binding.queue)
-        ):
-            self._end(job, job.reason)
-            return
-        stats = binding.stats
-        if stats is not None and stats.lost != stats.lost_shown:
-            stats.lost_shown = stats.lost
-            self._tell_progress(binding, stats.lost)
-        options = binding.options
-        if (
-            binding.paused
-            and 2 * binding.depth <= options.queue_depth
-            and 2 * binding.bytes <= options.queue_bytes
-        ):
-            binding.paused = False
-            self._effects.append(Resume(job))
-        if binding.listed < 0:
-            binding.session.wake(binding)
-
-    def _tell_progress(self, binding: Binding, lost: int) -> None:
-        epoch = binding.job.epoch
-        frame = encoding.progress_frame(
-            binding.id, epoch=epoch, head=binding.head, acked=binding.acked, lost=lost
-        )
-        binding.session.add_control(frame)
-
-    def _tell_state(self, job: Job) -> None:
-        frame = encoding.job_state_frame(job.id, job.state.wire, job.reason, job.binding.discarded)
-        job.session.add_control(frame)
-
-    def _end(self, job: Job, reason: str) -> None:
-        """The job is GONE, whatever was in flight."""
-        self._turn(job, JobEvent.END)
-        job.reason = reason
-        binding, session = job.binding, job.session
-        if binding.queue is not None or binding.unacked is not None:
-            binding.discarded += binding.discard_waiting()
-            binding.discard_in_flight()
-        self._deadlines.cancel((Due.SHUTDOWN, job))
-        self._forget(job)
-        if session.connected:
-            if binding.marks is not None:
-                session.send_marks(binding, None)
-            self._tell_state(job)
-
-    def _forget(self, job: Job) -> None:
-        binding, session = job.binding, job.session
-        session.drop(binding)
-        self._deadlines.cancel((Due.ACK, binding))
-        self._deadlines.cancel((Due.DELAY, binding))
-        del session.bindings[binding.id]
-        lease_ns = job.options.lease_ns
-        session.leases[lease_ns] -= 1
-        if not session.leases[lease_ns]:
-            del session.leases[lease_ns]
-        self._accounts.refund_job(session.account)
-        self._registry.remove_job(job)
-
 
 def _check_label(field: str, label: str) -> None:
     size = len(label.encode("utf-8", "surrogatepass"))
@@ -749,9 +456,3 @@ def _check_label(field: str, label: str) -> None:
         )
 
 
-def _not_in_flight(binding_id: int, seq: int) -> AemError:
-    return AemError(
-        Code.FAILED_PRECONDITION,
-        "NOT_IN_FLIGHT",
-        f"binding {binding_id}: no entry ends at {seq}, or it is dealt with already",
-    )
