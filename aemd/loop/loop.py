@@ -85,6 +85,7 @@ class Loop:
         self._watches: dict[int, _Watch] = {}
         self._deferred: list[Callable[[], None]] = []
         self._hooks: list[Callable[[], None]] = []
+        self._wake_hooks: list[Callable[[], None]] = []
         self._clocks: dict[str, TimerQueue] = {}
         self._open_timer = open_timer
         self._signals: _Signals | None = None
@@ -129,6 +130,10 @@ class Loop:
         """
         self._hooks.append(hook)
         return lambda: self._hooks.remove(hook)
+
+    def after_wake(self, hook: Callable[[], None]) -> None:
+        """Call `hook()` at the beginning of every turn: its time is known, nothing has happened yet."""
+        self._wake_hooks.append(hook)
 
     def on_signal(self, number: signal.Signals, callback: Callable[[int], None]) -> None:
         """Call `callback(number)` on the loop for that signal; main thread only, until close()."""
@@ -178,6 +183,8 @@ class Loop:
         if timeout != 0:
             self.wakeups += 1
         try:
+            for hook in self._wake_hooks:
+                hook()
             self._dispatch(ready)
             self._settle()
         finally:
@@ -195,6 +202,7 @@ class Loop:
         self._watches.clear()
         self._deferred.clear()
         self._hooks.clear()
+        self._wake_hooks.clear()
 
     def _dispatch(self, ready: list[tuple[int, int]]) -> None:
         watches, turn = self._watches, self.turns
