@@ -60,7 +60,8 @@ def prepare(config: Config) -> None:
     path = os.fsencode(config.socket)
     if len(path) > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
-            f"{config.socket}: {len(path)} bytes; the path of a Unix socket has at most {SOCKET_PATH_BYTES_MAX}"
+            f"{config.socket}: {len(path)} bytes; the path of a Unix socket has at most"
+            f" {SOCKET_PATH_BYTES_MAX}"
         )
     _make(os.path.dirname(config.socket) or ".", 0o700 if config.user else 0o755)
     _make(config.state_dir, 0o700)

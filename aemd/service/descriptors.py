@@ -28,7 +28,8 @@ class Descriptors:
 
     def __init__(self, *, limit: int, reserve: int, others: Callable[[], int]) -> None:
         """`limit`: of the process; `reserve`: kept back for the daemon; `others`: what holds descriptors
-        without being a job, counted when asked."""
+        without being a job, counted when asked.
+        """
         self.limit = limit
         self.charged = 0
         self._reserve = reserve

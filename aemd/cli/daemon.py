@@ -1,0 +1,105 @@
+"""The command `aemd`: from options to a running daemon, and from its end to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import IntEnum
+
+import click
+
+from aemd import __version__
+from aemd.service.config import Config, ConfigError, default_socket, default_state_dir, prepare
+
+
+class Exit(IntEnum):
+    """How `aemd` ends."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    RUNNING = 3
+
+
+_EPILOG = """\b
+Examples:
+  sudo aemd                                    serve everybody on this machine
+  aemd --user                                  serve yourself, without root
+  aemd --user --socket /tmp/a.sock --state-dir /tmp/a
+  AEMD_ADDRESS=unix:/tmp/a.sock aemctl status  talk to that one
+
+\b
+Exit codes:
+  0  ended by SIGTERM or SIGINT, with every session told
+  1  could not start, or met a fault that it could not survive
+  2  wrong usage
+  3  another daemon holds the socket
+
+\b
+Signals:
+  SIGTERM, SIGINT  tell the sessions, finish what was accepted, end within 5 s; twice: at once
+"""
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG
+)
+@click.option("--user", is_flag=True, help="Serve only yourself, with your own rights; needs no root.")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    help="Listen here.  [default: /run/aemd/aemd.sock, or $XDG_RUNTIME_DIR/aemd/…]",
+)
+@click.option(
+    "--state-dir", metavar="DIR", help="Keep state here.  [default: /var/lib/aemd, or ~/.local/state/aemd]"
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Log from this level on, to stderr.",
+)
+@click.version_option(__version__, prog_name="aemd")
+def main(*, user: bool, socket: str | None, state_dir: str | None, log_level: str) -> None:
+    """Own the kernel's events on this machine and deliver them, with their data, to programs.
+
+    Programs register jobs over gRPC on a Unix socket; see aemctl(1).
+    """
+    if os.geteuid() != 0 and not user:
+        raise click.UsageError("only root can serve every user; to serve yourself, run: aemd --user")
+    try:
+        config = Config(
+            socket=os.path.abspath(
+                socket or default_socket(user=user, environment=os.environ, uid=os.geteuid())
+            ),
+            state_dir=os.path.abspath(state_dir or default_state_dir(user=user, environment=os.environ)),
+            user=user,
+            log_level=log_level,
+        )
+        prepare(config)
+    except ConfigError as error:
+        _stop(Exit.FAILURE, str(error))
+    sys.exit(_serve(config))
+
+
+def _serve(config: Config) -> int:
+    # Imported late: --help and --version answer without loading a daemon.
+    from aemd.service.daemon import AlreadyRunningError, StartError, serve
+
+    try:
+        serve(config)
+    except AlreadyRunningError as error:
+        _stop(Exit.RUNNING, str(error))
+    except StartError as error:
+        _stop(Exit.FAILURE, str(error))
+    return Exit.OK
+
+
+def _stop(code: Exit, message: str) -> None:
+    click.echo(f"aemd: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

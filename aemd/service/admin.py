@@ -1,0 +1,94 @@
+"""AdminService: how the daemon does, and who is connected."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aemd import __version__
+from aemd.core.principal import Principal
+from aemd.service.unary import Method, method, page_number, page_size, page_token, resource_number
+from aemd.service.views import principal_view, session_view
+from aemd.v1 import admin_pb2
+
+if TYPE_CHECKING:
+    from aemd.service.daemon import Daemon
+
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+
+
+class AdminService:
+    """The functions behind aem.v1.AdminService."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._engine = daemon.engine
+
+    def methods(self) -> Mapping[str, Method]:
+        """Its methods by path."""
+        service = "/aem.v1.AdminService/"
+        return {
+            service + "GetStatus": method(admin_pb2.GetStatusRequest, self._status),
+            service + "ListSessions": method(admin_pb2.ListSessionsRequest, self._list),
+            service + "EndSession": method(admin_pb2.EndSessionRequest, self._end),
+        }
+
+    def _status(self, principal: Principal, _request: admin_pb2.GetStatusRequest) -> admin_pb2.DaemonStatus:
+        daemon = self._daemon
+        totals = self._engine.totals(principal)
+        status = admin_pb2.DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            uid=os.geteuid(),
+            start_time_ns=daemon.start_time_ns,
+            socket=daemon.config.socket,
+            user_instance=daemon.config.user,
+            draining=daemon.draining,
+            caller=principal_view(principal),
+            jobs=totals.jobs,
+            sessions=totals.sessions,
+            fires=totals.fires,
+            lost=totals.lost,
+            connections=daemon.peers.connections_of(principal),
+            modules=[module.description.name for module in daemon.registry],
+            kernel=os.uname().release,
+        )
+        if principal.administrator:
+            status.descriptors_open = len(os.listdir("/proc/self/fd")) - 1  # the listing has one itself
+            status.descriptors_max = daemon.descriptors.limit
+            status.fronts = daemon.peers.fronts
+            status.fronts_replaced = daemon.peers.fronts_replaced
+            status.resident_bytes = _resident_bytes()
+            status.wakeups = daemon.loop.wakeups
+        return status
+
+    def _list(
+        self, principal: Principal, request: admin_pb2.ListSessionsRequest
+    ) -> admin_pb2.ListSessionsResponse:
+        size = page_size(request.page_size)
+        after = page_number(request.page_token)
+        sessions = sorted(
+            (session for session in self._engine.sessions_of(principal) if session.id > after),
+            key=lambda session: session.id,
+        )
+        response = admin_pb2.ListSessionsResponse(
+            sessions=[session_view(session) for session in sessions[:size]]
+        )
+        if len(sessions) > size:
+            response.next_page_token = page_token(str(sessions[size - 1].id))
+        return response
+
+    def _end(
+        self, principal: Principal, request: admin_pb2.EndSessionRequest
+    ) -> admin_pb2.EndSessionResponse:
+        session = self._engine.find_session(principal, resource_number("sessions", request.name))
+        jobs = session.stats.jobs
+        self._daemon.conductor.end_session(session, f"ended by uid {principal.uid}")
+        return admin_pb2.EndSessionResponse(jobs=jobs)
+
+
+def _resident_bytes() -> int:
+    """Statm of proc_pid_statm(5): its second field is the resident set in pages."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * PAGE_BYTES

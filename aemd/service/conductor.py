@@ -1,0 +1,321 @@
+"""Engine and modules in step: what the engine decides is done here, and modules are called only from here.
+
+The engine is Sans-IO: commands and fires go in, effects come out, and `settle()` carries them out in order
+until there are none. A module may refuse (AemError): then the request is refused. Anything else that it
+raises is its bug: the job ends with that reason, the traceback goes to the log, and everybody else goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from aemd.core import effects
+from aemd.core.engine import Engine
+from aemd.core.errors import AemError, Code, invalid, not_found
+from aemd.core.job import Job, JobState
+from aemd.core.limits import Limits
+from aemd.core.now import Now
+from aemd.core.principal import Principal
+from aemd.core.session import Session
+from aemd.core.traits import Traits
+from aemd.modules.contract import Delivery, Module
+from aemd.modules.params import parse_values
+from aemd.service import errors, log
+from aemd.service.descriptors import Descriptors
+from aemd.service.registry import Registry
+from aemd.service.views import packed_params
+from aemd.sources.reactor import Reactor
+from aemd.v1 import session_pb2
+
+
+class Raiser(Protocol):
+    """A module whose events are raised by clients: module `user`."""
+
+    def raise_events(
+        self, principal: Principal, channel: str, payloads: Sequence[bytes], uid: int | None
+    ) -> int:
+        """Fire an event for each payload on a channel of `uid`, by default the principal's own."""
+
+
+class Conductor:
+    """Drives engine and modules."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        reactor: Reactor,
+        limits: Limits,
+        descriptors: Descriptors,
+        registry: Registry,
+    ) -> None:
+        self.engine = engine
+        self.reactor = reactor
+        self.limits = limits
+        self.descriptors = descriptors
+        self.registry = registry
+        self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
+        self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
+        self._refused: dict[int, AemError] = {}  # by job id: what a module refused while settling
+        self._syncs: dict[Session, dict[tuple[int, int], None]] = {}  # (job, request) pairs not yet answered
+
+    def now(self) -> Now:
+        """The time of this turn, as the engine was told it when the turn began."""
+        return self.engine.now
+
+    # Requests.
+
+    def register(self, session: Session, request: session_pb2.Register) -> Job:
+        """Make a job that is really valid, and start it if asked; AemError leaves nothing behind."""
+        module = self.registry.get(request.module)
+        values = parse_values(module.description.parameters, request.params, self.limits)
+        job = self.engine.register(
+            session,
+            module=self._traits_of(module),
+            values=values,
+            params=packed_params(request.params),
+            options=request.options,
+            label=request.label,
+            credit=(request.credit.events, request.credit.bytes) if request.HasField("credit") else None,
+            now=self.now(),
+        )
+        try:
+            module.open(job)
+        except Exception as error:
+            self.engine.discard(job)
+            self.descriptors.release(job.id)
+            raise self._explained(error, "open", job) from error
+        if request.start:
+            self._start_fresh(job)
+        return job
+
+    def _traits_of(self, module: Module) -> Traits:
+        known = self._traits.get(module.description.name)
+        if known is None or known.module is not module:
+            known = self._traits[module.description.name] = traits(module)
+        return known
+
+    def _start_fresh(self, job: Job) -> None:
+        self.engine.start(job, self.now())
+        refusal = self._settle_for(job)
+        if refusal is None:
+            return
+        if job.state is not JobState.GONE:
+            self.engine.discard(job)
+            self._close(job)
+        raise refusal
+
+    def start(self, job: Job) -> None:
+        """Arm a job; AemError if its module refuses, and the job stays as it was."""
+        self.engine.start(job, self.now())
+        refusal = self._settle_for(job)
+        if refusal is not None:
+            raise refusal
+
+    def stop(self, job: Job) -> None:
+        """Disarm a job."""
+        self.engine.stop(job, self.now())
+        self.settle()
+
+    def shutdown(self, job: Job, *, deadline_ns: int) -> None:
+        """End a job after its running handler, or after `deadline_ns`; 0 is the default one."""
+        self.engine.shutdown(job, reason="shut down by its owner", deadline_ns=deadline_ns, now=self.now())
+        self.settle()
+
+    def set_priority(self, job: Job, priority: int) -> None:
+        """Deliver a job's events with another priority."""
+        self.engine.set_priority(job, priority)
+
+    def end_session(self, session: Session, reason: str) -> None:
+        """End a session and its jobs at once."""
+        self.engine.end_session(session, reason, self.now(), Code.ABORTED)
+        self.settle()
+
+    def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
+        """Do what a client asks of a job, outside of a completion."""
+        try:
+            _check_operation(job, name)
+            _module(job).operate(job, key, name, data)
+        except Exception as error:
+            raise self._explained(error, "operate", job) from error
+        finally:
+            self.settle()
+
+    def settle_reply(self) -> None:
+        """Carry out the reply that a Complete brought; AemError if the module refuses it."""
+        self._refused.clear()
+        self.settle()
+        for refusal in self._refused.values():
+            raise refusal
+
+    def raise_events(
+        self, principal: Principal, channel: str, payloads: Sequence[bytes], uid: int | None
+    ) -> None:
+        """Raise user events; NOT_FOUND where there is no module that takes them."""
+        module = cast(Raiser, self.registry.get("user"))
+        module.raise_events(principal, channel, payloads, uid)
+
+    # Sync.
+
+    def sync(self, session: Session, job: Job, request_id: int) -> None:
+        """Tell `session` when everything that was queued for `job` in the kernel is on its way."""
+        pending = self._syncs.setdefault(session, {})
+        key = (job.id, request_id)
+        pending[key] = None
+
+        def done() -> None:
+            if key in pending:
+                self._synced(session, key)
+                self.engine.sync_mark(session, job, request_id)
+
+        try:
+            _module(job).sync(job, done)
+        except Exception as error:
+            self._synced(session, key)
+            raise self._explained(error, "sync", job) from error
+
+    def syncs_of(self, session: Session) -> int:
+        """How many Syncs of a session are with the modules."""
+        return len(self._syncs.get(session, ()))
+
+    def _synced(self, session: Session, key: tuple[int, int]) -> None:
+        pending = self._syncs.get(session, {})
+        pending.pop(key, None)
+        if not pending:
+            self._syncs.pop(session, None)
+
+    def details(self, job: Job) -> dict[str, str]:
+        """The module's own view of a job; empty if it has a bug there."""
+        if job.state is JobState.GONE:
+            return {}
+        try:
+            return _module(job).details(job)
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+            return {}
+
+    # Modules.
+
+    def load_module(self, name: str) -> Module:
+        """Load a module, in the place of one of that name, whose jobs are shut down."""
+        fresh = self.registry.build(name)
+        self._end_jobs(name, f"module {name} was loaded anew")
+        self.registry.install(fresh)
+        return fresh.module
+
+    def unload_module(self, name: str) -> int:
+        """Shut down the module's jobs and forget it; returns how many jobs there were."""
+        self.registry.get(name)
+        count = self._end_jobs(name, f"module {name} was unloaded")
+        self.registry.unload(name)
+        self._traits.pop(name, None)
+        return count
+
+    def _end_jobs(self, name: str, reason: str) -> int:
+        """End all jobs of a module now: their code goes, so no handler's answer can be waited for."""
+        jobs = self.engine.jobs_of_module(name)
+        for job in jobs:
+            self.engine.end_job(job, reason, self.now())
+        self.settle()
+        return len(jobs)
+
+    # Effects.
+
+    def settle(self) -> None:
+        """Carry out what the engine wants done, until it wants nothing more."""
+        while wanted := self.engine.take_effects():
+            for effect in wanted:
+                self._apply(effect)
+
+    def _settle_for(self, job: Job) -> AemError | None:
+        """Settle; what the module of `job` refused meanwhile."""
+        self._refused.pop(job.id, None)
+        self.settle()
+        return self._refused.pop(job.id, None)
+
+    def _apply(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Arm(job):
+                self._call(job, "start")
+            case effects.Operate(job, key, name, data):
+                self._operate(job, key, name, data)
+            case effects.Disarm(job):
+                self._call(job, "stop")
+            case effects.Pause(job):
+                self._call(job, "pause")
+            case effects.Resume(job):
+                self._call(job, "resume")
+            case effects.Release(job):
+                self._close(job)
+            case effects.SessionEnded(session, code, reason):
+                self._syncs.pop(session, None)
+                self.session_ended(session, AemError(code, "SESSION_ENDED", reason))
+
+    def _call(self, job: Job, name: str) -> None:
+        try:
+            getattr(_module(job), name)(job)
+        except Exception as error:
+            self._refused[job.id] = self._explained(error, name, job)
+            if name == "start":
+                self.engine.start_failed(job)
+
+    def _operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
+        try:
+            _check_operation(job, name)
+            _module(job).operate(job, key, name, data)
+        except Exception as error:
+            self._refused[job.id] = self._explained(error, "operate", job)
+
+    def _close(self, job: Job) -> None:
+        try:
+            _module(job).close(job)
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+        self.descriptors.release(job.id)
+        self._refused.pop(job.id, None)
+        session = job.session
+        for key in [key for key in self._syncs.get(session, ()) if key[0] == job.id]:
+            self._synced(session, key)
+            self.engine.send_control(session, errors.result(key[1], not_found(f"jobs/{job.id}")))
+
+    def _explained(self, error: Exception, what: str, job: Job) -> AemError:
+        """The error for the client; a module's bug also ends its job."""
+        if isinstance(error, AemError):
+            return error
+        name = job.traits.name
+        log.get().error(
+            "module failed", **{log.MODULE: name, log.JOB: job.id, log.METHOD: what}, exc_info=error
+        )
+        if what not in ("open", "start"):  # then there is no job yet, or it is refused
+            self.engine.end_job(job, f"module {name} met a fault in {what}()", self.now())
+        return AemError(
+            Code.INTERNAL, "MODULE_FAULT", f"module {name} met a fault; the daemon's log says more"
+        )
+
+
+def traits(module: Module) -> Traits:
+    """What the core must know of a module."""
+    described = module.description
+    return Traits(
+        name=described.name,
+        coalesce=described.delivery is Delivery.COALESCE,
+        keyed=described.keyed,
+        replies=described.replies,
+        pausable=described.pausable,
+        pause_by_default=described.pause_by_default,
+        module=module,
+    )
+
+
+def _check_operation(job: Job, name: str) -> None:
+    operations = _module(job).description.operations
+    if name not in operations:
+        raise invalid(
+            "operation.name",
+            f"{name[:64]!r} is none of module {job.traits.name}; it has: {', '.join(operations) or 'none'}",
+        )
+
+
+def _module(job: Job) -> Module:
+    return cast(Module, job.traits.module)

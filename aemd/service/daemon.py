@@ -1,0 +1,208 @@
+"""The daemon: everything put together, and its life from the first turn to the last.
+
+The end of each turn is one place (`_end_turn`): what is due happens, effects are carried out, what is ready
+is sent. Nothing else decides when. Signals only set things in motion that the turns then finish.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import signal
+import time
+
+from aemd import __version__
+from aemd.core.engine import Engine
+from aemd.core.limits import Limits
+from aemd.core.now import Now
+from aemd.core.principal import Principal
+from aemd.loop.loop import Fault, Loop
+from aemd.peer.accept import SocketTaken
+from aemd.peer.peers import Peers
+from aemd.peer.stream import Stream, StreamHandler
+from aemd.service import log
+from aemd.service.admin import AdminService
+from aemd.service.conductor import Conductor
+from aemd.service.config import Config
+from aemd.service.descriptors import Descriptors, raise_limit
+from aemd.service.host import ModuleHost
+from aemd.service.jobs import JobService
+from aemd.service.modules import ModuleService
+from aemd.service.registry import Registry
+from aemd.service.sessions import Sessions
+from aemd.service.unary import UnaryCall, Unimplemented
+from aemd.sources.reactor import Timer
+
+SESSION_METHOD = "/aem.v1.EventService/Session"
+ROUNDS_PER_TURN = 8  # of effects and output that cause each other; the rest has time until the next turn
+TOKEN_BYTES = 32
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message says why."""
+
+
+class AlreadyRunningError(StartError):
+    """Another daemon serves this socket; the message says which."""
+
+
+class Daemon:
+    """One daemon. Its parts are public for the services and for nobody else."""
+
+    def __init__(self, config: Config, limits: Limits) -> None:
+        self.config = config
+        self.limits = limits
+        self.start_time_ns = time.time_ns()
+        self.draining = False
+        self.loop = Loop(on_fault=_fault)
+        self.engine = Engine(limits, new_token=lambda: secrets.token_bytes(TOKEN_BYTES))
+        self.descriptors = Descriptors(
+            limit=raise_limit(),
+            reserve=limits.descriptors_reserve,
+            others=lambda: self.peers.descriptors,
+        )
+        host = ModuleHost(reactor=self.loop, limits=limits, engine=self.engine, descriptors=self.descriptors)
+        self.registry = Registry(host)
+        self.conductor = Conductor(
+            engine=self.engine,
+            reactor=self.loop,
+            limits=limits,
+            descriptors=self.descriptors,
+            registry=self.registry,
+        )
+        self.loop.after_wake(self._begin_turn)
+        self.loop.before_sleep(self._end_turn)  # before the link's hook, which flushes what this one sends
+        self.peers = Peers(
+            self.loop,
+            limits,
+            socket_path=os.fsencode(config.socket),
+            public=not config.user,
+            open_stream=self._open_stream,
+            process_gone=self._process_gone,
+        )
+        self.sessions = Sessions(self.conductor, self.peers)
+        self._methods = {
+            **JobService(self.conductor).methods(),
+            **ModuleService(self.conductor).methods(),
+            **AdminService(self).methods(),
+        }
+        self._due_ns: int | None = None
+        self._timer: Timer | None = None
+
+    def run(self) -> None:
+        """Serve until a signal, and end in order."""
+        self._begin_turn()
+        self.registry.load_all()
+        try:
+            self.peers.start()
+        except SocketTaken as error:
+            raise AlreadyRunningError(str(error)) from None
+        except OSError as error:
+            raise StartError(f"{self.config.socket}: {error.strerror}") from error
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.on_signal(number, self._terminate)
+        self.loop.on_signal(signal.SIGHUP, self._hang_up)
+        gc.freeze()  # what is there now stays, and need not be looked at again
+        log.get().info("serving", **{log.SOCKET: self.config.socket, log.VERSION: __version__})
+        try:
+            self.loop.run()
+        finally:
+            self._close()
+        log.get().info("ended", **{log.SOCKET: self.config.socket})
+
+    # Streams.
+
+    def _open_stream(self, stream: Stream) -> StreamHandler:
+        if stream.method == SESSION_METHOD:
+            return self.sessions.handler(stream)
+        called = self._methods.get(stream.method)
+        return Unimplemented(stream) if called is None else UnaryCall(stream, called)
+
+    def _process_gone(self, principal: Principal) -> None:
+        self.engine.end_process(principal.pid, principal.start_time_ticks, self.conductor.now())
+        self.conductor.settle()
+
+    # Turns.
+
+    def _begin_turn(self) -> None:
+        self.engine.now = Now(self.loop.mono_ns(), self.loop.real_ns())
+
+    def _end_turn(self) -> None:
+        due_ns = self.engine.next_deadline_ns()
+        if due_ns is not None and due_ns <= self.loop.mono_ns():
+            self.engine.tick(self.conductor.now())
+        for _ in range(ROUNDS_PER_TURN):
+            self.conductor.settle()
+            if not self.sessions.flush():
+                break
+        else:
+            self.loop.defer(_nothing)  # the hooks run once more
+        if self.draining and self.sessions.end_idle() == 0:
+            self._stop_soon()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due_ns = self.engine.next_deadline_ns()
+        if due_ns == self._due_ns and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due_ns = due_ns
+        if due_ns is not None:
+            self._timer = self.loop.clock("monotonic").call_at(due_ns, self._due)
+
+    def _due(self, _now_ns: int) -> None:
+        self._timer = None  # the end of this turn does what is due
+
+    # The end.
+
+    def _terminate(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.draining:
+            log.get().warning("ending at once", **{log.SIGNAL: name})
+            self.loop.stop()
+            return
+        log.get().info("ending", **{log.SIGNAL: name})
+        self.draining = True
+        self.peers.stop_accepting()
+        self.sessions.drain(f"the daemon ends ({name})", self.limits.drain_ns)
+        clock = self.loop.clock("monotonic")
+        clock.call_at(clock.now_ns() + self.limits.drain_ns, self._drained)
+
+    def _drained(self, _now_ns: int) -> None:
+        self.sessions.end_all()
+        self.conductor.settle()
+        self.loop.stop()
+
+    def _stop_soon(self) -> None:
+        """Every session is over. Their last frames are with the link, which close() lets finish."""
+        self.conductor.settle()
+        self.loop.stop()
+
+    def _hang_up(self, _number: int) -> None:
+        log.get().info("ignored, there is no configuration to read again", **{log.SIGNAL: "SIGHUP"})
+
+    def _close(self) -> None:
+        self.sessions.end_all()
+        self.conductor.settle()
+        self.registry.close()
+        self.peers.close()
+        self.loop.close()
+
+
+def serve(config: Config) -> None:
+    """Run a daemon until it is told to end; StartError if it cannot."""
+    log.configure(config.log_level)
+    Daemon(config, Limits()).run()
+
+
+def _fault(fault: Fault) -> None:
+    """A callback of the loop raised: nothing of it is trusted any more, everybody else goes on."""
+    name = getattr(fault.callback, "__qualname__", repr(fault.callback))
+    log.get().error("fault", **{log.METHOD: name}, exc_info=fault.exception)
+
+
+def _nothing() -> None:
+    """Deferred, so that a turn ends once more."""

@@ -1,0 +1,85 @@
+"""What the daemon does for its modules: the Host of `modules/contract.py`, over the engine.
+
+Fires are the hot path, and there is nothing in between: the engine's own methods stand here. What they cause
+is carried out at the end of the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from aemd.core.engine import Engine
+from aemd.core.job import Job as CoreJob
+from aemd.core.limits import Limits
+from aemd.core.principal import Principal
+from aemd.core.right import Act, right
+from aemd.modules.contract import Job
+from aemd.service.descriptors import Descriptors
+from aemd.sources.reactor import Reactor
+from aemd.v1 import session_pb2
+
+
+class ModuleHost:
+    """The Host of every module."""
+
+    def __init__(self, *, reactor: Reactor, limits: Limits, engine: Engine, descriptors: Descriptors) -> None:
+        self.reactor = reactor
+        self.limits = limits
+        self._engine = engine
+        self._descriptors = descriptors
+
+    def right(self, principal: Principal, act: Act) -> None:
+        """Return if allowed, else raise AemError."""
+        right(principal, act)
+
+    def charge(self, job: Job, descriptors: int) -> None:
+        """Reserve descriptors before they are opened."""
+        self._descriptors.charge(job.id, descriptors)
+
+    def refund(self, job: Job, descriptors: int) -> None:
+        """Give back what charge() took."""
+        self._descriptors.refund(job.id, descriptors)
+
+    def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
+        """A stimulus hit `job`."""
+        self._engine.fire(cast(CoreJob, job), event, key=key, count=count)
+
+    def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
+        """Stimuli hit `job`, one after the other."""
+        self._engine.fire_many(cast(CoreJob, job), events, key=key)
+
+    def gap(
+        self,
+        job: Job,
+        *,
+        stage: session_pb2.Stage.ValueType,
+        cause: session_pb2.Cause.ValueType,
+        count: int,
+        scope: str = "",
+        remedy: session_pb2.Remedy.ValueType = session_pb2.REMEDY_UNSPECIFIED,
+    ) -> None:
+        """Events of `job` were lost before they could fire."""
+        self._engine.gap(
+            cast(CoreJob, job), stage=stage, cause=cause, count=count, scope=scope, remedy=remedy
+        )
+
+    def room(self, job: Job, key: bytes, size: int) -> None:
+        """The client may write `size` more bytes to `key`."""
+        frame = session_pb2.ServerFrame()
+        frame.room.job = job.id
+        frame.room.key = key
+        frame.room.bytes = size
+        self._engine.send_control(cast(CoreJob, job).session, frame.SerializeToString())
+
+    def fail(self, job: Job, reason: str) -> None:
+        """The job's source failed."""
+        self._engine.fail_source(cast(CoreJob, job), reason)
+
+    def restore(self, job: Job) -> None:
+        """The source is back."""
+        self._engine.restore_source(cast(CoreJob, job))
+
+    def exhaust(self, job: Job, reason: str) -> None:
+        """Nothing more can come."""
+        self._engine.exhaust(cast(CoreJob, job), reason)

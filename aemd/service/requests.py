@@ -1,0 +1,153 @@
+"""What each frame of a client means: two tables from its name to a function.
+
+A question (Register, Sync) is answered by its own function. A change is answered by the stream, with a
+Result: OK if the function returned, and an error, for both kinds, if it raised AemError. Nothing here knows
+of bytes, bundles or pacing: that is `session.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aemd.core.errors import AemError, Code, not_found
+from aemd.service import errors
+from aemd.v1 import session_pb2
+
+if TYPE_CHECKING:
+    from aemd.core.job import Job
+    from aemd.core.session import Session
+    from aemd.service.conductor import Conductor
+
+Change = Callable[["Session", Any], None]
+Question = Callable[["Session", int, Any], None]
+
+
+class Requests:
+    """Deals with the frames of every session; all that differs between sessions is in the arguments."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+        self._engine = conductor.engine
+        self._limits = conductor.limits
+        self._questions: dict[str, Question] = {"register": self._register, "sync": self._sync}
+        self._changes: dict[str, Change] = {
+            "bind": self._bind,
+            "unbind": self._unbind,
+            "start": self._start,
+            "stop": self._stop,
+            "shutdown": self._shutdown,
+            "set_priority": self._set_priority,
+            "grant": self._grant,
+            "ack": self._ack,
+            "complete": self._complete,
+            "nack": self._nack,
+            "op": self._op,
+            "raise": self._raise,
+        }
+
+    def handle(self, session: Session, name: str, frame: session_pb2.ClientFrame) -> bool:
+        """Do what `frame`, which holds a `name`, asks for, or raise AemError; True if it is answered."""
+        change = self._changes.get(name)
+        if change is not None:
+            change(session, getattr(frame, name))
+            return False
+        self._questions[name](session, frame.request_id, getattr(frame, name))
+        return True
+
+    def _register(self, session: Session, request_id: int, body: session_pb2.Register) -> None:
+        job = self._conductor.register(session, body)
+        answer = session_pb2.ServerFrame(request_id=request_id)
+        registered = answer.registered
+        registered.job = job.id
+        registered.binding = job.binding.id
+        registered.start.epoch = job.epoch  # and seq 0: its first event has number 1
+        registered.state = job.state.wire
+        self._engine.send_control(session, answer.SerializeToString())
+
+    def _bind(self, session: Session, body: session_pb2.Bind) -> None:
+        job = self._job(session, body.job)
+        raise AemError(
+            Code.FAILED_PRECONDITION,
+            "NOT_DURABLE",
+            f"job {job.id} is bound to the session that registered it; only durable jobs can be bound again",
+        )
+
+    def _unbind(self, session: Session, body: session_pb2.Unbind) -> None:
+        self._engine.unbind(session, body.binding, self._conductor.now())
+        self._conductor.settle()
+
+    def _start(self, session: Session, body: session_pb2.Start) -> None:
+        self._conductor.start(self._job(session, body.job))
+
+    def _stop(self, session: Session, body: session_pb2.Stop) -> None:
+        self._conductor.stop(self._job(session, body.job))
+
+    def _shutdown(self, session: Session, body: session_pb2.Shutdown) -> None:
+        self._conductor.shutdown(self._job(session, body.job), deadline_ns=body.deadline_ns)
+
+    def _set_priority(self, session: Session, body: session_pb2.SetPriority) -> None:
+        self._conductor.set_priority(self._job(session, body.job), body.priority)
+
+    def _grant(self, session: Session, body: session_pb2.Grant) -> None:
+        self._engine.grant(session, body.binding, body.credit.events, body.credit.bytes)
+
+    def _ack(self, session: Session, body: session_pb2.Ack) -> None:
+        cursor = body.cursor
+        self._engine.ack(session, body.binding, cursor.epoch, cursor.seq, self._conductor.now())
+
+    def _complete(self, session: Session, body: session_pb2.Complete) -> None:
+        failed = body.HasField("status") and body.status.code != 0
+        reply = (body.reply.name, body.reply.data) if body.HasField("reply") else None
+        self._engine.complete(
+            session,
+            body.binding,
+            body.cursor.epoch,
+            body.cursor.seq,
+            error=(body.status.message or f"code {body.status.code}") if failed else None,
+            reply=reply,
+            now=self._conductor.now(),
+        )
+        if reply is not None:
+            self._conductor.settle_reply()
+
+    def _nack(self, session: Session, body: session_pb2.Nack) -> None:
+        self._engine.nack(
+            session,
+            body.binding,
+            body.cursor.epoch,
+            body.cursor.seq,
+            delay_ns=body.delay_ns,
+            park=body.park,
+            reason=body.reason,
+            now=self._conductor.now(),
+        )
+
+    def _op(self, session: Session, body: session_pb2.Op) -> None:
+        job = self._own_job(session, body.job)
+        self._conductor.operate(job, body.key, body.operation.name, body.operation.data)
+
+    def _raise(self, session: Session, body: session_pb2.Raise) -> None:
+        uid = body.uid if body.HasField("uid") else None
+        self._conductor.raise_events(session.principal, body.channel, body.payloads, uid)
+
+    def _sync(self, session: Session, request_id: int, body: session_pb2.Sync) -> None:
+        if body.jobs:
+            jobs = [self._own_job(session, job_id) for job_id in dict.fromkeys(body.jobs)]
+        else:
+            jobs = [binding.job for binding in session.bindings.values()]
+        if not jobs:
+            self._engine.send_control(session, errors.result(request_id))
+        for job in jobs:
+            self._conductor.sync(session, job, request_id)
+
+    def _job(self, session: Session, job_id: int) -> Job:
+        """A job of the caller's, in whichever of his sessions."""
+        return self._engine.find_job(session.principal, job_id)
+
+    def _own_job(self, session: Session, job_id: int) -> Job:
+        """A job of this session."""
+        job = self._job(session, job_id)
+        if job.session is not session:
+            raise not_found(f"job {job_id} in this session")
+        return job

@@ -1,0 +1,105 @@
+"""How jobs, sessions, principals and limits look on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aemd.core.job import Job
+from aemd.core.limits import Limits
+from aemd.core.principal import Principal
+from aemd.core.session import Session
+from aemd.v1 import admin_pb2, job_pb2, session_pb2
+
+
+def principal_view(principal: Principal) -> session_pb2.Principal:
+    """A caller, as the kernel says it."""
+    return session_pb2.Principal(
+        uid=principal.uid,
+        gid=principal.gid,
+        groups=principal.groups,
+        pid=principal.pid,
+        start_time_ticks=principal.start_time_ticks,
+        administrator=principal.administrator,
+    )
+
+
+def limits_view(limits: Limits) -> session_pb2.Limits:
+    """What one session may ask for."""
+    return session_pb2.Limits(
+        message_bytes=limits.message_bytes,
+        session_credit=job_pb2.Credit(events=limits.session_events, bytes=limits.session_bytes),
+        binding_credit=job_pb2.Credit(events=limits.binding_events, bytes=limits.binding_bytes),
+        jobs=limits.jobs_per_session,
+        unanswered=limits.unanswered,
+        frames_per_second=limits.frames_per_second,
+        payload_bytes=limits.payload_bytes,
+    )
+
+
+def session_view(session: Session) -> admin_pb2.SessionInfo:
+    """A session, as lists show it."""
+    stats = session.stats
+    return admin_pb2.SessionInfo(
+        name=f"sessions/{session.id}",
+        id=session.id,
+        principal=principal_view(session.principal),
+        label=session.label,
+        sdk=session.sdk,
+        connected=session.connected,
+        create_time_ns=session.create_time_ns,
+        jobs=stats.jobs,
+        delivered=stats.delivered,
+        queued_bytes=stats.queued_bytes,
+        credit=job_pb2.Credit(events=stats.credit_events, bytes=stats.credit_bytes),
+        resumes=stats.resumes,
+    )
+
+
+def packed_params(params: Mapping[str, job_pb2.Value]) -> bytes:
+    """A job's parameters as `job_view` takes them.
+
+    Kept as bytes: the map that came with a Register keeps the whole message alive that it came in.
+    """
+    job = job_pb2.Job()
+    for name, value in params.items():
+        job.params[name].CopyFrom(value)
+    return job.SerializeToString(deterministic=True)
+
+
+def job_view(job: Job, details: Mapping[str, str]) -> job_pb2.Job:
+    """A job, as lists show it."""
+    assert isinstance(job.params, bytes)
+    view = job_pb2.Job.FromString(job.params)
+    stats = job.stats
+    view.name = f"jobs/{job.id}"
+    view.id = job.id
+    view.module = job.traits.name
+    view.options.CopyFrom(job.options.to_pb())
+    view.state = job.state.wire
+    view.reason = job.reason
+    view.label = job.label
+    view.uid = job.owner.uid
+    view.pid = job.owner.pid
+    view.session = f"sessions/{job.session.id}"
+    view.create_time_ns = job.create_time_ns
+    view.stats.CopyFrom(
+        job_pb2.JobStats(
+            fires=stats.fires,
+            delivered=stats.delivered,
+            redelivered=stats.redelivered,
+            acknowledged=stats.acknowledged,
+            failed=stats.failed,
+            lost=stats.lost,
+            queued=stats.queued,
+            queued_bytes=stats.queued_bytes,
+            in_flight=stats.in_flight,
+            parked=stats.parked,
+            last_fire_time_ns=stats.last_fire_time_ns,
+            last_error=stats.last_error,
+            last_error_time_ns=stats.last_error_time_ns,
+            head=job_pb2.Cursor(epoch=stats.epoch, seq=stats.head),
+            acked=job_pb2.Cursor(epoch=stats.epoch, seq=stats.acked),
+        )
+    )
+    view.details.update(details)
+    return view
