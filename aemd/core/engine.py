@@ -4,35 +4,28 @@ Sans-IO: it calls nobody. Whoever runs it (service/) tells it the time, applies 
 carries the frames that `collect` gives. Everything costs by activity: no call looks at all sessions or all
 jobs, but those that say so.
 
-Rules of the file: a job's state changes in `_turn` only; whatever settles an entry ends in `_settled`.
+Here are the commands for sessions and jobs, and the output; what modules say is in stimuli.py, what clients
+answer in answers.py, what follows from both in course.py.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from aemd.core import encoding
-from aemd.core.accounts import Accounts
+from aemd.core.answers import Answers
 from aemd.core.binding import Binding
-from aemd.core.deadlines import Deadlines, Due
-from aemd.core.effects import Arm, Disarm, Effect, Operate, Pause, Release, Resume, SessionEnded
-from aemd.core.entry import SOURCE_FAILED, Entry, EntryState, Loss
-from aemd.core.errors import AemError, Code, invalid, not_found
-from aemd.core.job import Action, Job, JobEvent, JobState
+from aemd.core.deadlines import Due
+from aemd.core.effects import Effect
+from aemd.core.errors import invalid, not_found
+from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
 from aemd.core.now import Now
-from aemd.core.options import EXPLICIT, NONE, PAUSE_SOURCE, OptionsParser
 from aemd.core.principal import Principal
-from aemd.core.registry import Registry
 from aemd.core.session import Session
+from aemd.core.stimuli import Stimuli
 from aemd.core.traits import Traits
-from aemd.v1 import job_pb2, session_pb2
-
-ERROR_TEXT_MAX = 1_024  # characters of a handler's error that are kept
-
-_ARMED = JobState.ARMED
+from aemd.v1 import job_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +38,18 @@ class Totals:
     lost: int
 
 
-class Engine:
+class Engine(Stimuli, Answers):
     """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess."""
 
     def __init__(self, limits: Limits, *, new_token: Callable[[], bytes]) -> None:
-        self.limits = limits
-        self.now = Now(0, 0)
+        super().__init__(limits)
         self._new_token = new_token
-        self._options = OptionsParser(limits)
-        self._accounts = Accounts(limits)
-        self._registry = Registry()
-        self._deadlines = Deadlines()
-        self._effects: list[Effect] = []
-        self._ready: list[Session] = []
-        self._next_session = 1
-        self._next_job = 1
-        self._ended_fires = 0  # of sessions that are gone
-        self._ended_lost = 0
         self.find_session = self._registry.find_session
         self.sessions_of = self._registry.sessions_of
         self.find_job = self._registry.find_job
         self.jobs_of = self._registry.jobs_of
         self.jobs_of_module = self._registry.jobs_of_module
         self.job_count = self._registry.job_count
-
-
 
     def open_session(
         self, principal: Principal, *, label: str, sdk: str, credit: tuple[int, int] | None, now: Now
@@ -158,24 +138,6 @@ class Engine:
         lease_ns = min(session.leases, default=self.limits.lease_ns)
         self._deadlines.set((Due.LEASE, session), now.mono_ns + lease_ns)
 
-    def end_session(self, session: Session, reason: str, now: Now, code: Code = Code.CANCELLED) -> None:
-        """The session and all its jobs end at once. Cost: of its jobs."""
-        self.now = now
-        if session.ended:
-            return
-        session.disconnect()
-        session.ended = True
-        self._deadlines.cancel((Due.LEASE, session))
-        for binding in list(session.bindings.values()):
-            self._end(binding.job, reason)
-        self._registry.remove_session(session)
-        session.account.fires += session.fires
-        session.account.lost += session.lost
-        self._ended_fires += session.fires
-        self._ended_lost += session.lost
-        self._accounts.refund_session(session.account)
-        self._effects.append(SessionEnded(session, code, reason))
-
     def end_process(self, pid: int, start_time_ticks: int, now: Now) -> None:
         """A process is gone: its sessions and their jobs end at once."""
         for session in self._registry.sessions_of_process(pid, start_time_ticks):
@@ -228,6 +190,7 @@ class Engine:
     def discard(self, job: Job) -> None:
         """Its module refused it: as if it had never been. The id is used up."""
         job.turn(JobEvent.END)
+        job.binding.discard_waiting()
         self._forget(job)
 
     def start(self, job: Job, now: Now) -> None:
@@ -288,116 +251,6 @@ class Engine:
             raise not_found(f"binding {binding_id}")
         self._end(binding.job, "let go by its session")
 
-    def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
-        """`count` stimuli hit `job`; ignored unless it is armed. `event`: an encoded Event."""
-        if job.state is not _ARMED:
-            return
-        binding = job.binding
-        job.last_fire_ns = self.now.real_ns
-        if binding.push(event, key, count) or binding.listed < 0:
-            binding.session.wake(binding)
-        options = binding.options
-        if options.one_shot or options.overflow == PAUSE_SOURCE:
-            self._fired(job)
-
-    def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
-        """As if each of `events` had fired alone."""
-        options = job.options
-        if options.one_shot:
-            for event in events:
-                self.fire(job, event, key=key)
-            return
-        if job.state is not _ARMED or not events:
-            return
-        binding = job.binding
-        job.last_fire_ns = self.now.real_ns
-        push = binding.push
-        for event in events:
-            push(event, key, 1)
-        binding.session.wake(binding)
-        if options.overflow == PAUSE_SOURCE:
-            self._fired(job)
-
-    def _fired(self, job: Job) -> None:
-        """The rarer consequences of a fire."""
-        binding, options = job.binding, job.options
-        if options.one_shot:
-            self._turn(job, JobEvent.SPENT)
-            job.reason = "one-shot, has fired"
-        elif not binding.paused and (
-            binding.depth >= options.queue_depth or binding.bytes >= options.queue_bytes
-        ):
-            binding.paused = True
-            self._effects.append(Pause(job))
-
-    def gap(
-        self,
-        job: Job,
-        *,
-        stage: session_pb2.Stage.ValueType,
-        cause: session_pb2.Cause.ValueType,
-        count: int,
-        scope: str = "",
-        remedy: session_pb2.Remedy.ValueType = session_pb2.REMEDY_UNSPECIFIED,
-    ) -> None:
-        """Stimuli of `job` were lost before they fired: `count`, 0 if nobody knows how many. Ignored unless
-        it is armed or degraded.
-        """
-        if job.state is _ARMED or job.state is JobState.DEGRADED:
-            self._gap(job, count or 1, Loss(stage, cause, scope, remedy, unknown=not count))
-
-    def _gap(self, job: Job, numbers: int, loss: Loss) -> None:
-        job.gap_told = True
-        job.binding.push_gap(numbers, loss)
-        job.session.wake(job.binding)
-
-    def fail_source(self, job: Job, reason: str) -> None:
-        """Its source failed: it is DEGRADED, and the client is told."""
-        if job.state is _ARMED:
-            job.gap_told = False
-        self._source(job, JobEvent.SOURCE_FAILED, reason)
-
-    def restore_source(self, job: Job) -> None:
-        """Its source is back. Unless the module has said what was lost meanwhile, an unknown number was."""
-        if job.state is JobState.DEGRADED and not job.gap_told:
-            self._gap(job, 1, SOURCE_FAILED)
-        self._source(job, JobEvent.SOURCE_BACK, "")
-
-    def _source(self, job: Job, event: JobEvent, reason: str) -> None:
-        before = job.state
-        if before is JobState.GONE:
-            return
-        self._turn(job, event)
-        if job.state is not before:
-            job.reason = reason
-            self._tell_state(job)
-
-    def exhaust(self, job: Job, reason: str) -> None:
-        """Nothing more can come: it ends once everything that fired is dealt with."""
-        if job.state is JobState.GONE:
-            return
-        self._turn(job, JobEvent.SPENT)
-        if job.state is JobState.DRAINING:
-            job.reason = reason
-            self._settled(job.binding)
-
-    def _lapse(self, session: Session) -> None:
-        """End the jobs whose lease is over, and the session with the last of them."""
-        if session.lapsing is None:
-            session.lapsing = sorted(
-                ((b.options.lease_ns, b.id) for b in session.bindings.values()), reverse=True
-            )
-        lapsing = session.lapsing
-        waited_ns = self.now.mono_ns - session.lost_ns
-        if not lapsing or lapsing[0][0] <= waited_ns:
-            self.end_session(session, "its lease ended", self.now)
-            return
-        while lapsing[-1][0] <= waited_ns:
-            binding = session.bindings.get(lapsing.pop()[1])
-            if binding is not None:
-                self._end(binding.job, "its lease ended")
-        self._deadlines.set((Due.LEASE, session), session.lost_ns + lapsing[-1][0])
-
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order; each is given once."""
         effects = self._effects
@@ -454,5 +307,3 @@ def _check_label(field: str, label: str) -> None:
             value=size,
             limit=LABEL_BYTES_MAX,
         )
-
-

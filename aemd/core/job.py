@@ -11,7 +11,6 @@ a job that never fired.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from aemd.core.options import Options
     from aemd.core.principal import Principal
     from aemd.core.session import Session
+    from aemd.core.stats import JobStats
     from aemd.core.traits import Traits
 
 
@@ -114,29 +114,6 @@ TABLE: dict[tuple[JobState, JobEvent], tuple[JobState, Action]] = {
     (_S.CLOSING, _E.SHUTDOWN): (_S.CLOSING, _A.NONE),
     (_S.CLOSING, _E.END): (_S.GONE, _A.RELEASE),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class JobStats:
-    """What has happened to a job so far; the fields of JobStats in job.proto."""
-
-    fires: int
-    delivered: int
-    redelivered: int
-    acknowledged: int
-    failed: int
-    lost: int
-    queued: int
-    queued_bytes: int
-    in_flight: int
-    parked: int
-    discarded: int
-    last_fire_time_ns: int
-    last_error: str
-    last_error_time_ns: int
-    epoch: int
-    head: int
-    acked: int
 
 
 class Job:

@@ -1,0 +1,202 @@
+"""What clients answer: credit, acknowledgements, completions; and what is sent to them beside events.
+
+A binding that has ended is no fault of the client, whose answer crossed the news: it is ignored. One
+that never was is NOT_FOUND.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from aemd.core.binding import Binding
+from aemd.core.course import Course
+from aemd.core.effects import Operate
+from aemd.core.entry import Entry, EntryState
+from aemd.core.errors import AemError, Code, invalid, not_found
+from aemd.core.job import Job, JobState
+from aemd.core.now import Now
+from aemd.core.options import EXPLICIT, NONE
+from aemd.core.session import Session
+
+ERROR_TEXT_MAX = 1_024  # characters of a handler's error that are kept
+
+
+class Answers(Course):
+    """The commands with which a client answers what it was sent."""
+
+    def grant(self, session: Session, binding_id: int, events: int, size: int) -> None:
+        """More credit for a binding, or with `binding_id` 0 for the session. What ended meanwhile is no
+        fault; AemError NOT_FOUND for a binding that never was.
+        """
+        most = self.limits.credit_max
+        if binding_id:
+            binding = self._binding(session, binding_id)
+            if binding is None:
+                return
+            binding.credit_events = min(binding.credit_events + events, most)
+            binding.credit_bytes = min(binding.credit_bytes + size, most)
+            if binding.listed < 0:
+                session.wake(binding)
+            return
+        session.credit_events = min(session.credit_events + events, most)
+        session.credit_bytes = min(session.credit_bytes + size, most)
+        if session.bands and session.credit_events > 0 and session.credit_bytes > 0:
+            session.mark_ready()
+
+    def ack(self, session: Session, binding_id: int, epoch: int, seq: int, now: Now) -> None:
+        """Everything of a binding up to `seq` is dealt with.
+
+        AemError: what was not delivered yet, or a binding with explicit acknowledgement. Without
+        acknowledgement it says nothing and is no fault.
+        """
+        self.now = now
+        binding = self._binding(session, binding_id)
+        if binding is None:
+            return
+        self._check_cursor(binding, epoch, seq)
+        if binding.options.acknowledgement == EXPLICIT:
+            raise AemError(
+                Code.FAILED_PRECONDITION,
+                "ACKNOWLEDGEMENT_EXPLICIT",
+                f"binding {binding_id} is acknowledged entry by entry; send Complete or Nack",
+            )
+        if epoch == binding.job.epoch and binding.ack_to(seq):
+            self._settled(binding)
+
+    def complete(
+        self,
+        session: Session,
+        binding_id: int,
+        epoch: int,
+        seq: int,
+        *,
+        error: str | None,
+        reply: tuple[str, bytes] | None,
+        now: Now,
+    ) -> None:
+        """The entry that ends at `seq` is dealt with; `error`: its handler failed; `reply`: (operation,
+        data), becomes an Operate effect. AemError FAILED_PRECONDITION, reason NOT_IN_FLIGHT, if it was dealt
+        with before; then nothing is done.
+        """
+        self.now = now
+        binding = self._binding(session, binding_id)
+        if binding is None:
+            if reply is None:
+                return
+            raise _not_in_flight(binding_id, seq)
+        self._check_cursor(binding, epoch, seq)
+        entry = binding.complete(seq) if epoch == binding.job.epoch else None
+        if entry is None and (binding.options.acknowledgement != NONE or reply is not None):
+            raise _not_in_flight(binding_id, seq)
+        if error is not None:
+            self._note_failure(binding, error)
+        if entry is not None:
+            if reply is not None:
+                self._effects.append(Operate(binding.job, entry.key, *reply))
+            self._settled(binding)
+
+    def _note_failure(self, binding: Binding, error: str) -> None:
+        stats = binding.stats
+        if stats is not None:
+            stats.failed += 1
+            stats.last_error = error[:ERROR_TEXT_MAX]
+            stats.last_error_time_ns = self.now.real_ns
+
+    def nack(
+        self,
+        session: Session,
+        binding_id: int,
+        epoch: int,
+        seq: int,
+        *,
+        delay_ns: int,
+        park: bool,
+        reason: str,
+        now: Now,
+    ) -> None:
+        """The entry that ends at `seq` is to be delivered again after `delay_ns`, or parked. AemError if
+        it is not in flight.
+        """
+        self.now = now
+        most_ns = self.limits.lease_max_ns
+        if not 0 <= delay_ns <= most_ns:
+            raise invalid("delay_ns", f"is {delay_ns}, must be 0 to {most_ns}", value=delay_ns, limit=most_ns)
+        binding = self._binding(session, binding_id)
+        if binding is None:
+            return
+        self._check_cursor(binding, epoch, seq)
+        entry = binding.unacked.get(seq) if binding.unacked and epoch == binding.job.epoch else None
+        if entry is None or entry.state is not EntryState.INFLIGHT:
+            raise _not_in_flight(binding_id, seq)
+        if reason:
+            self._note_failure(binding, reason)
+        if park:
+            binding.park(entry, reason[:ERROR_TEXT_MAX], self.limits.parked_max)
+            self._settled(binding)
+        elif delay_ns and self._may_repeat(binding, entry):
+            binding.delay(entry, now.mono_ns + delay_ns)
+            self._schedule_delay(binding)
+        else:
+            self._rewind(binding, [entry], reason or "given back")
+
+    @staticmethod
+    def _may_repeat(binding: Binding, entry: Entry) -> bool:
+        most = binding.options.attempts_max
+        return binding.job.state is not JobState.CLOSING and not (most and entry.attempts >= most)
+
+    def sync_mark(self, session: Session, job: Job, request_id: int) -> None:
+        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now."""
+        binding = job.binding
+        if binding.marks is None:
+            binding.marks = deque()
+        if len(binding.marks) >= self.limits.unanswered:
+            raise AemError(
+                Code.RESOURCE_EXHAUSTED,
+                "LIMIT_REACHED",
+                f"jobs/{job.id}: {len(binding.marks)} Syncs wait for an answer, no more are possible",
+                limit=self.limits.unanswered,
+            )
+        binding.marks.append((binding.head, request_id))
+        session.send_marks(binding, None)
+        self._check_control(session)
+
+    def send_control(self, session: Session, frame: bytes) -> None:
+        """Queue an encoded ServerFrame ahead of all later data. Lost without a stream; a session that does
+        not take its answers is ended.
+        """
+        session.add_control(frame)
+        self._check_control(session)
+
+    def _check_control(self, session: Session) -> None:
+        if session.control_bytes > self.limits.control_bytes:
+            self.end_session(
+                session,
+                f"{session.control_bytes} bytes of answers wait and are not read; at most "
+                f"{self.limits.control_bytes} may",
+                self.now,
+                Code.RESOURCE_EXHAUSTED,
+            )
+
+    def _binding(self, session: Session, binding_id: int) -> Binding | None:
+        """The binding, None if it has ended; AemError NOT_FOUND if it never was."""
+        binding = session.bindings.get(binding_id)
+        if binding is None and not 0 < binding_id < session.next_binding:
+            raise not_found(f"binding {binding_id}")
+        return binding
+
+    @staticmethod
+    def _check_cursor(binding: Binding, epoch: int, seq: int) -> None:
+        if not 0 < epoch <= binding.job.epoch:
+            raise invalid("cursor.epoch", f"is {epoch}, the job's is {binding.job.epoch}", value=epoch)
+        if epoch == binding.job.epoch and seq > binding.sent:
+            raise invalid(
+                "cursor.seq", f"is {seq}, delivered is up to {binding.sent}", value=seq, limit=binding.sent
+            )
+
+
+def _not_in_flight(binding_id: int, seq: int) -> AemError:
+    return AemError(
+        Code.FAILED_PRECONDITION,
+        "NOT_IN_FLIGHT",
+        f"binding {binding_id}: no entry ends at {seq}, or it is dealt with already",
+    )

@@ -1,0 +1,192 @@
+"""The course of jobs: how they end, and what follows when something of theirs was dealt with.
+
+Rules of the file: a job's state changes in `_turn` only; whatever settles an entry comes to `_settled`;
+whatever ends a job comes to `_end`.
+"""
+
+from __future__ import annotations
+
+from aemd.core import encoding
+from aemd.core.accounts import Accounts
+from aemd.core.binding import Binding
+from aemd.core.deadlines import Deadlines, Due
+from aemd.core.effects import Arm, Disarm, Effect, Release, Resume, SessionEnded
+from aemd.core.entry import Entry
+from aemd.core.errors import Code
+from aemd.core.job import Action, Job, JobEvent, JobState
+from aemd.core.limits import Limits
+from aemd.core.now import Now
+from aemd.core.options import OptionsParser
+from aemd.core.registry import Registry
+from aemd.core.session import Session
+
+
+class Course:
+    """The state of the engine, and the steps that several commands share."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.now = Now(0, 0)
+        self._options = OptionsParser(limits)
+        self._accounts = Accounts(limits)
+        self._registry = Registry()
+        self._deadlines = Deadlines()
+        self._effects: list[Effect] = []
+        self._ready: list[Session] = []
+        self._next_session = 1
+        self._next_job = 1
+        self._ended_fires = 0  # of sessions that are gone
+        self._ended_lost = 0
+
+    def _turn(self, job: Job, event: JobEvent) -> None:
+        action = job.turn(event)
+        if action is Action.ARM:
+            self._effects.append(Arm(job))
+        elif action is Action.DISARM:
+            self._effects.append(Disarm(job))
+        elif action is Action.RELEASE:
+            self._effects.append(Release(job))
+
+    def _rewind(self, binding: Binding, entries: list[Entry], reason: str) -> None:
+        """Entries in flight go back; those that were sent often enough, or whose job is closing, do not."""
+        if not entries:
+            return
+        settled = binding.rewind(entries, reason=reason, parked_max=self.limits.parked_max)
+        if settled:
+            self._settled(binding)
+        if settled < len(entries):
+            binding.session.wake(binding)
+
+    def _settled(self, binding: Binding) -> None:
+        """Entries of `binding` were dealt with: what waited for that may go on."""
+        job = binding.job
+        if job.state is JobState.GONE:
+            return
+        if not binding.unacked and (
+            job.state is JobState.CLOSING or (job.state is JobState.DRAINING and not binding.queue)
+        ):
+            self._end(job, job.reason)
+            return
+        stats = binding.stats
+        if stats is not None and stats.lost != stats.lost_shown:
+            stats.lost_shown = stats.lost
+            self._tell_progress(binding, stats.lost)
+        options = binding.options
+        if (
+            binding.paused
+            and 2 * binding.depth <= options.queue_depth
+            and 2 * binding.bytes <= options.queue_bytes
+        ):
+            binding.paused = False
+            self._effects.append(Resume(job))
+        if binding.listed < 0:
+            binding.session.wake(binding)
+
+    def _tell_progress(self, binding: Binding, lost: int) -> None:
+        epoch = binding.job.epoch
+        frame = encoding.progress_frame(
+            binding.id, epoch=epoch, head=binding.head, acked=binding.acked, lost=lost
+        )
+        binding.session.add_control(frame)
+
+    def _tell_state(self, job: Job) -> None:
+        frame = encoding.job_state_frame(job.id, job.state.wire, job.reason, job.binding.discarded)
+        job.session.add_control(frame)
+
+    def _end(self, job: Job, reason: str) -> None:
+        """The job is GONE, whatever was in flight."""
+        self._turn(job, JobEvent.END)
+        job.reason = reason
+        binding, session = job.binding, job.session
+        if binding.queue is not None or binding.unacked is not None:
+            binding.discarded += binding.discard_waiting()
+            binding.discard_in_flight()
+        self._deadlines.cancel((Due.SHUTDOWN, job))
+        self._forget(job)
+        if session.connected:
+            if binding.marks is not None:
+                session.send_marks(binding, None)
+            self._tell_state(job)
+
+    def _forget(self, job: Job) -> None:
+        binding, session = job.binding, job.session
+        session.drop(binding)
+        self._deadlines.cancel((Due.ACK, binding))
+        self._deadlines.cancel((Due.DELAY, binding))
+        del session.bindings[binding.id]
+        lease_ns = job.options.lease_ns
+        session.leases[lease_ns] -= 1
+        if not session.leases[lease_ns]:
+            del session.leases[lease_ns]
+        self._accounts.refund_job(session.account)
+        self._registry.remove_job(job)
+
+    def _schedule_ack(self, binding: Binding) -> None:
+        due_ns = binding.next_expiry_ns() if binding.session.connected else None
+        if due_ns is None:
+            self._deadlines.cancel((Due.ACK, binding))
+        else:
+            self._deadlines.set((Due.ACK, binding), due_ns)
+
+    def _schedule_delay(self, binding: Binding) -> None:
+        due_ns = binding.next_undelay_ns()
+        if due_ns is None:
+            self._deadlines.cancel((Due.DELAY, binding))
+        else:
+            self._deadlines.set((Due.DELAY, binding), due_ns)
+
+    def tick(self, now: Now) -> None:
+        """It is `now`; whatever is due is done."""
+        self.now = now
+        while (key := self._deadlines.pop_due(now.mono_ns)) is not None:
+            due, subject = key
+            if due is Due.LEASE:
+                self._lapse(subject)
+            elif due is Due.SHUTDOWN:
+                self._end(subject, f"{subject.reason}; its handler did not end in time")
+            elif due is Due.ACK:
+                self._rewind(subject, subject.expired(now.mono_ns), "not acknowledged in time")
+                self._schedule_ack(subject)
+            else:
+                subject.undelay(now.mono_ns)
+                self._schedule_delay(subject)
+                subject.session.wake(subject)
+
+    def next_deadline_ns(self) -> int | None:
+        """When `tick` has something to do next, CLOCK_MONOTONIC; None: never."""
+        return self._deadlines.next_ns()
+
+    def _lapse(self, session: Session) -> None:
+        """End the jobs whose lease is over, and the session with the last of them."""
+        if session.lapsing is None:
+            session.lapsing = sorted(
+                ((b.options.lease_ns, b.id) for b in session.bindings.values()), reverse=True
+            )
+        lapsing = session.lapsing
+        waited_ns = self.now.mono_ns - session.lost_ns
+        if not lapsing or lapsing[0][0] <= waited_ns:
+            self.end_session(session, "its lease ended", self.now)
+            return
+        while lapsing[-1][0] <= waited_ns:
+            binding = session.bindings.get(lapsing.pop()[1])
+            if binding is not None:
+                self._end(binding.job, "its lease ended")
+        self._deadlines.set((Due.LEASE, session), session.lost_ns + lapsing[-1][0])
+
+    def end_session(self, session: Session, reason: str, now: Now, code: Code = Code.CANCELLED) -> None:
+        """The session and all its jobs end at once. Cost: of its jobs."""
+        self.now = now
+        if session.ended:
+            return
+        session.disconnect()
+        session.ended = True
+        self._deadlines.cancel((Due.LEASE, session))
+        for binding in list(session.bindings.values()):
+            self._end(binding.job, reason)
+        self._registry.remove_session(session)
+        session.account.fires += session.fires
+        session.account.lost += session.lost
+        self._ended_fires += session.fires
+        self._ended_lost += session.lost
+        self._accounts.refund_session(session.account)
+        self._effects.append(SessionEnded(session, code, reason))

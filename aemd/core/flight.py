@@ -1,0 +1,225 @@
+"""What is in flight for a client: acknowledged, given back, timed out, sent again, parked.
+
+`unacked` holds everything that was sent and is not dealt with, always in the order of the numbers. Those of
+it that are to be sent again stand in `again` (a heap by number) or `delayed` (a heap by time) as well; items of
+those that have meanwhile been dealt with are recognised by their state and skipped.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+
+from aemd.core.entry import (
+    ON_ACK,
+    ON_DISCARD,
+    ON_DUE,
+    ON_NACK,
+    ON_PARK,
+    ON_REWIND,
+    Entry,
+    EntryState,
+)
+from aemd.core.job import JobState
+from aemd.core.options import CUMULATIVE
+from aemd.core.stats import Parked
+from aemd.core.waiting import Waiting
+
+TIMERS_SLACK = 64  # stale acknowledgement timers that are not worth a sweep
+
+_INFLIGHT = EntryState.INFLIGHT
+
+
+class Flight(Waiting):
+    """What was sent and is not dealt with."""
+
+    __slots__ = ()
+
+    @property
+    def acked(self) -> int:
+        """Everything up to here is dealt with."""
+        unacked = self.unacked
+        return next(iter(unacked.values())).first - 1 if unacked else self.sent
+
+    def ack_to(self, seq: int) -> int:
+        """Everything up to `seq` is dealt with; how many entries that were not before."""
+        unacked = self.unacked
+        if not unacked:
+            return 0
+        if seq >= self.sent:
+            settled = list(unacked.values())
+            unacked.clear()
+        else:
+            settled = []
+            for last, entry in unacked.items():
+                if last > seq:
+                    break
+                settled.append(entry)
+            for _ in settled:
+                unacked.popitem(last=False)
+        size = gaps = 0
+        for entry in settled:
+            if entry.state is not _INFLIGHT:
+                self.session.queued_bytes -= len(entry.event)
+            entry.state = ON_ACK[entry.state]
+            size += len(entry.event)
+            if entry.loss is not None:
+                gaps += 1
+        self._let_go(len(settled) - gaps, gaps, size)
+        assert self.stats is not None
+        self.stats.acknowledged += len(settled)
+        return len(settled)
+
+    def complete(self, seq: int) -> Entry | None:
+        """The entry that ends at `seq` is dealt with; None if there is none that was sent and is not."""
+        entry = self.unacked.get(seq) if self.unacked else None
+        if entry is None:
+            return None
+        if entry.state is not _INFLIGHT:
+            self.session.queued_bytes -= len(entry.event)
+        entry.state = ON_ACK[entry.state]
+        assert self.stats is not None
+        self.stats.acknowledged += 1
+        self._remove(entry)
+        return entry
+
+    def park(self, entry: Entry, reason: str, parked_max: int) -> None:
+        """Put aside an entry in flight."""
+        entry.state = ON_PARK[entry.state]
+        stats = self.stats
+        assert stats is not None
+        stats.parked += 1
+        stats.parked_list.append(Parked(entry.first, entry.last, reason))
+        if len(stats.parked_list) > parked_max:
+            del stats.parked_list[0]
+        self._remove(entry)
+
+    def delay(self, entry: Entry, due_ns: int) -> None:
+        """Give an entry in flight back; it is to be sent again at `due_ns`."""
+        entry.state = ON_NACK[entry.state]
+        self.session.queued_bytes += len(entry.event)
+        if self.delayed is None:
+            self.delayed = []
+        heapq.heappush(self.delayed, (due_ns, entry.last, entry))
+
+    def undelay(self, now_ns: int) -> None:
+        """Make the entries whose delay is over ready to be sent again."""
+        delayed = self.delayed
+        while delayed and (delayed[0][2].state is not EntryState.DELAYED or delayed[0][0] <= now_ns):
+            entry = heapq.heappop(delayed)[2]
+            if entry.state is EntryState.DELAYED:
+                entry.state = ON_DUE[entry.state]
+                self._queue_again(entry)
+
+    def next_undelay_ns(self) -> int | None:
+        """When `undelay` has something to do, or None."""
+        return self.delayed[0][0] if self.delayed else None
+
+    def _queue_again(self, entry: Entry) -> None:
+        if self.again is None:
+            self.again = []
+        heapq.heappush(self.again, (entry.last, entry))
+
+    def _remove(self, entry: Entry) -> None:
+        assert self.unacked is not None
+        del self.unacked[entry.last]
+        gap = entry.loss is not None
+        self._let_go(int(not gap), int(gap), len(entry.event))
+
+    def _let_go(self, events: int, gaps: int, size: int) -> None:
+        self.depth -= events
+        self.gaps_unacked -= gaps
+        self.bytes -= size
+        self.held_bytes -= size
+        if not self.unacked:
+            self._tidy()
+        elif self.timers is not None:
+            self._trim_timers()
+
+    def _tidy(self) -> None:
+        """Give up the containers that are empty."""
+        if not self.queue:
+            self.queue = None
+            self.keys = None
+        if not self.unacked:
+            self.unacked = None
+            self.again = self.delayed = self.timers = self.behind = None
+
+    def rewind(self, entries: list[Entry], *, reason: str, parked_max: int) -> int:
+        """Entries in flight are to be sent again, or parked if they were sent often enough. In a job that is
+        closing they are given up. How many entries were settled by that.
+        """
+        most = self.options.attempts_max
+        closing = self.job.state is JobState.CLOSING
+        settled = 0
+        for entry in entries:
+            if closing:
+                self._discard_unacked(entry)
+                settled += 1
+            elif most and entry.attempts >= most:
+                self.park(entry, reason, parked_max)
+                settled += 1
+            else:
+                entry.state = ON_REWIND[entry.state]
+                self.session.queued_bytes += len(entry.event)
+                self._queue_again(entry)
+        return settled
+
+    def expired(self, now_ns: int) -> list[Entry]:
+        """Entries in flight whose acknowledgement is overdue; with cumulative acknowledgement all in flight
+        as soon as one is.
+        """
+        timers = self.timers
+        overdue: list[Entry] = []
+        while timers and timers[0][0] <= now_ns:
+            _, entry, attempts = timers.popleft()
+            if entry.state is _INFLIGHT and entry.attempts == attempts:
+                overdue.append(entry)
+        if overdue and self.options.acknowledgement == CUMULATIVE:
+            return self.in_flight()
+        return overdue
+
+    def next_expiry_ns(self) -> int | None:
+        """When `expired` may have something to say, or None."""
+        timers = self.timers
+        while timers and (timers[0][1].state is not _INFLIGHT or timers[0][1].attempts != timers[0][2]):
+            timers.popleft()
+        return timers[0][0] if timers else None
+
+    def _trim_timers(self) -> None:
+        self.next_expiry_ns()
+        timers, unacked = self.timers, self.unacked
+        assert timers is not None
+        if len(timers) > 2 * len(unacked or ()) + TIMERS_SLACK:
+            self.timers = deque(
+                item for item in timers if item[1].state is _INFLIGHT and item[1].attempts == item[2]
+            )
+
+    def in_flight(self) -> list[Entry]:
+        """The entries in flight, in order."""
+        return [entry for entry in (self.unacked or {}).values() if entry.state is _INFLIGHT]
+
+    def unseen(self, received: int) -> list[Entry]:
+        """Entries in flight that a client which received up to `received` may not have."""
+        behind = self.behind or ()
+        return [entry for entry in self.in_flight() if entry.last > received or entry.last in behind]
+
+    def _discard_unacked(self, entry: Entry) -> None:
+        if entry.state is not _INFLIGHT:
+            self.session.queued_bytes -= len(entry.event)
+        entry.state = ON_DISCARD[entry.state]
+        assert self.stats is not None
+        self.stats.discarded += 1
+        self._remove(entry)
+
+    def discard_again(self) -> int:
+        """Give up what was sent and waits to be sent again; how many entries."""
+        given_up = [entry for entry in (self.unacked or {}).values() if entry.state is not _INFLIGHT]
+        for entry in given_up:
+            self._discard_unacked(entry)
+        return len(given_up)
+
+    def discard_in_flight(self) -> None:
+        """Give up what is in flight as well."""
+        for entry in self.in_flight():
+            self._discard_unacked(entry)

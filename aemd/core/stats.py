@@ -1,0 +1,55 @@
+"""Counters of a job, kept once it has fired."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Parked(NamedTuple):
+    """An entry that was put aside."""
+
+    first: int
+    last: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Stats:
+    """What has happened to a binding that has fired. Of entries, but `lost` and `told` are of numbers."""
+
+    delivered: int = 0
+    redelivered: int = 0
+    acknowledged: int = 0
+    failed: int = 0
+    lost: int = 0  # covered by gaps
+    lost_shown: int = 0  # `lost` as the client was last told
+    told: int = 0  # of `lost`, those that never fired: the module reported them
+    parked: int = 0
+    discarded: int = 0
+    last_error: str = ""
+    last_error_time_ns: int = 0
+    parked_list: list[Parked] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class JobStats:
+    """What has happened to a job so far; the fields of JobStats in job.proto."""
+
+    fires: int
+    delivered: int
+    redelivered: int
+    acknowledged: int
+    failed: int
+    lost: int
+    queued: int
+    queued_bytes: int
+    in_flight: int
+    parked: int
+    discarded: int
+    last_fire_time_ns: int
+    last_error: str
+    last_error_time_ns: int
+    epoch: int
+    head: int
+    acked: int

@@ -1,0 +1,271 @@
+"""What waits for a client and was never sent: the queue of a binding, and what happens when it is full.
+
+The queue holds events and gaps in the order of their numbers. Depth and bytes are limited for events, whether
+they wait or are in flight; gaps are bounded separately: equal neighbours are one, and more than GAPS_MAX
+neighbours that differ are joined all the same. So nothing that a job does makes its queue grow without bound.
+
+A container exists only while it holds something: a job that never fired has none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
+
+from aemd.core.entry import ON_DISCARD, ON_MERGE, OVERFLOWED, SUPERSEDED, Entry, Loss
+from aemd.core.options import DROP_NEWEST, LATEST, PAUSE_SOURCE
+from aemd.core.stats import Stats
+
+if TYPE_CHECKING:
+    from aemd.core.job import Job
+    from aemd.core.options import Options
+    from aemd.core.session import Session
+
+GAPS_MAX = 64  # neighbouring unequal gaps that wait; more are joined into one
+COUNT_MAX = (1 << 32) - 1  # Run.counts is uint32
+PAUSE_SLACK = 2  # a pausing source may overshoot to so many times its limits before events are lost
+
+
+class Waiting:
+    """The fields of a binding, and its queue of what was never sent."""
+
+    __slots__ = (
+        "again",
+        "behind",
+        "bytes",
+        "credit_bytes",
+        "credit_events",
+        "deficit",
+        "delayed",
+        "depth",
+        "discarded",
+        "gaps",
+        "gaps_unacked",
+        "head",
+        "held_bytes",
+        "id",
+        "job",
+        "keys",
+        "listed",
+        "marks",
+        "options",
+        "paused",
+        "queue",
+        "sent",
+        "session",
+        "shown",
+        "stats",
+        "timers",
+        "unacked",
+        "unknown_to",
+    )
+
+    def __init__(self, binding_id: int, job: Job, session: Session, credit: tuple[int, int]) -> None:
+        self.id = binding_id
+        self.job = job
+        self.session = session
+        self.options: Options = job.options
+        self.credit_events, self.credit_bytes = credit
+        self.head = 0  # the newest number
+        self.sent = 0
+        self.shown = 0
+        self.depth = 0
+        self.bytes = 0
+        self.held_bytes = 0  # those of `bytes` that are in unacked
+        self.gaps = 0  # in queue
+        self.gaps_unacked = 0
+        self.deficit = 0  # bytes that it may still send before the next binding's turn
+        self.listed = -1  # the band that it is listed in, -1 if none
+        self.paused = False
+        self.discarded = 0  # entries that were queued when the job ended
+        self.unknown_to = 0  # acknowledgement none: newest number of a sent gap of unknown size
+        self.queue: deque[Entry] | None = None
+        self.unacked: OrderedDict[int, Entry] | None = None
+        self.again: list[tuple[int, Entry]] | None = None
+        self.delayed: list[tuple[int, int, Entry]] | None = None
+        self.timers: deque[tuple[int, Entry, int]] | None = None
+        self.behind: set[int] | None = None  # sent again after newer ones: not covered by `shown`
+        self.keys: dict[bytes, list[Entry]] | None = None  # OVERFLOW_LATEST: never-sent events by key
+        self.marks: deque[tuple[int, int]] | None = None  # (number, request id) of Syncs
+        self.stats: Stats | None = None
+
+    def push(self, event: bytes, key: bytes, count: int) -> bool:
+        """Queue an event that covers the next `count` numbers. True if something was lost by it."""
+        first = self.head + 1
+        self.head = last = self.head + count
+        options = self.options
+        queue = self.queue
+        size = len(event)
+        session = self.session
+        session.fires += count
+        if queue is None:
+            queue = self.queue = deque()
+            if self.stats is None:
+                self.stats = Stats()
+        elif options.coalesce and queue:
+            tail = queue[-1]
+            if tail.loss is None and tail.key == key and last - tail.first < COUNT_MAX:
+                grown = size - len(tail.event)
+                tail.state = ON_MERGE[tail.state]
+                tail.last = last
+                tail.event = event
+                self.bytes += grown
+                session.queued_bytes += grown
+                return False
+        if self.depth >= options.queue_depth or self.bytes + size > options.queue_bytes:
+            if not self._make_room(size, key):
+                self._append_gap(Entry.gap(first, last, OVERFLOWED))
+                return True
+            queue.append(entry := Entry(first, last, event, key))
+            self._note_key(entry)
+            self.depth += 1
+            self.bytes += size
+            session.queued_bytes += size
+            return True
+        queue.append(entry := Entry(first, last, event, key))
+        self.depth += 1
+        self.bytes += size
+        session.queued_bytes += size
+        if options.overflow == LATEST:
+            self._note_key(entry)
+        return False
+
+    def push_gap(self, count: int, loss: Loss) -> None:
+        """What was lost before it could fire: `count` numbers, one if it is not known how many."""
+        if self.queue is None:
+            self.queue = deque()
+        stats = self.stats = self.stats or Stats()
+        first = self.head + 1
+        self.head += count
+        stats.told += count
+        self._append_gap(Entry.gap(first, self.head, loss))
+
+    def _note_key(self, entry: Entry) -> None:
+        if self.options.overflow == LATEST:
+            if self.keys is None:
+                self.keys = {}
+            self.keys.setdefault(entry.key, []).append(entry)
+
+    def _forget_key(self, entry: Entry) -> None:
+        """`entry` is no longer an event that was never sent; it is the oldest such of its key."""
+        if self.keys is not None:
+            same = self.keys[entry.key]
+            same.pop(0)
+            if not same:
+                del self.keys[entry.key]
+
+    def _make_room(self, size: int, key: bytes) -> bool:
+        """The queue is full: do what the policy says. True if an event of `size` bytes fits now."""
+        options = self.options
+        depth_max, bytes_max = options.queue_depth, options.queue_bytes
+        if options.coalesce:
+            depth_max = max(depth_max, 2)  # one in flight and the tail that fires merge into
+        if options.overflow == PAUSE_SOURCE:
+            depth_max, bytes_max = PAUSE_SLACK * depth_max, PAUSE_SLACK * bytes_max
+        elif options.overflow != DROP_NEWEST:
+            queue = self.queue
+            held = self.depth - (len(queue) - self.gaps if queue else 0)
+            if held >= depth_max or self.held_bytes + size > bytes_max:
+                return False  # what is in flight fills the queue; no drop would help
+            while self.depth >= depth_max or self.bytes + size > bytes_max:
+                self._drop_one(key)
+        return self.depth < depth_max and self.bytes + size <= bytes_max
+
+    def _drop_one(self, key: bytes) -> None:
+        """Turn the never-sent event that the policy gives up into a gap."""
+        if self.options.overflow == LATEST and self.keys is not None and key in self.keys:
+            entry = self.keys[key][0]
+            self._count_drop(entry)
+            entry.drop(SUPERSEDED)
+            self.gaps += 1
+            if self.gaps > 2 * self.options.queue_depth + GAPS_MAX:
+                self._join_gaps()
+            return
+        queue = self.queue
+        assert queue is not None
+        gaps = []
+        while queue[0].loss is not None:
+            gaps.append(queue.popleft())
+        entry = queue.popleft()
+        self._count_drop(entry)
+        entry.drop(OVERFLOWED)
+        gaps.append(entry)
+        self.gaps += 1
+        if queue and queue[0].loss is not None:
+            gaps.append(queue.popleft())
+        before = len(gaps)
+        gaps = _joined(gaps, len(gaps) > GAPS_MAX)
+        self.gaps -= before - len(gaps)
+        queue.extendleft(reversed(gaps))
+
+    def _count_drop(self, entry: Entry) -> None:
+        self._forget_key(entry)
+        size = len(entry.event)
+        self.depth -= 1
+        self.bytes -= size
+        self.session.queued_bytes -= size
+        self._count_lost(entry)
+
+    def _count_lost(self, entry: Entry) -> None:
+        lost = entry.last - entry.first + 1
+        stats = self.stats = self.stats or Stats()
+        stats.lost += lost
+        self.session.lost += lost
+
+    def _append_gap(self, gap: Entry) -> None:
+        """A gap at the tail, joined with an equal one that is there."""
+        self._count_lost(gap)
+        queue = self.queue
+        assert queue is not None
+        tail = queue[-1] if queue else None
+        if tail is not None and tail.loss is not None and (tail.loss == gap.loss or self.gaps >= GAPS_MAX):
+            tail.absorb(gap)
+            return
+        queue.append(gap)
+        self.gaps += 1
+
+    def _join_gaps(self) -> None:
+        """Join neighbours; done only when gaps outnumber what the queue may hold, so it pays for itself."""
+        assert self.queue is not None
+        entries = _joined(list(self.queue), False)
+        gaps = sum(entry.loss is not None for entry in entries)
+        if gaps > self.options.queue_depth + GAPS_MAX:
+            entries = _joined(entries, True)
+            gaps = sum(entry.loss is not None for entry in entries)
+        self.queue = deque(entries)
+        self.gaps = gaps
+
+    def discard_unsent(self) -> int:
+        """Give up what was never sent; how many entries."""
+        queue = self.queue
+        if not queue:
+            return 0
+        size = 0
+        for entry in queue:
+            size += len(entry.event)
+            entry.state = ON_DISCARD[entry.state]
+        self.bytes -= size
+        self.session.queued_bytes -= size
+        self.depth -= len(queue) - self.gaps
+        self.gaps = 0
+        self.queue = self.keys = None
+        stats = self.stats = self.stats or Stats()
+        stats.discarded += len(queue)
+        return len(queue)
+
+
+def _joined(entries: list[Entry], unequal: bool) -> list[Entry]:
+    """The entries with neighbouring gaps joined: equal ones, or all."""
+    joined: list[Entry] = []
+    for entry in entries:
+        before = joined[-1] if joined else None
+        if (
+            before is not None
+            and before.loss is not None
+            and entry.loss is not None
+            and (unequal or before.loss == entry.loss)
+        ):
+            before.absorb(entry)
+        else:
+            joined.append(entry)
+    return joined
