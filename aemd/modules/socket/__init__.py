@@ -1,0 +1,165 @@
+"""Event module `socket`: the daemon listens, accepts, reads and writes; handlers see addresses and bytes.
+
+A job is one listening address. For the stream families and unix-seqpacket each connection is a key of its
+own, 8 bytes big-endian, and its life is told in events: accepted, data ..., end, closed. For the datagram
+families the key is the sender. What handlers answer, and what is sent at any other time, are operations on
+a key.
+
+`settings.py` has the parameters, `event.py` the encoding, `listener.py` and `connection.py` the connections,
+`datagram.py` the rest; what the kernel does stands in `sources/socket.py`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from aemd.core.errors import AemError, Code, invalid
+from aemd.core.right import Act
+from aemd.modules.contract import Delivery, Description, Host, Job
+from aemd.modules.socket.datagram import Datagrams
+from aemd.modules.socket.event import Clock
+from aemd.modules.socket.listener import Listener
+from aemd.modules.socket.settings import PARAMETERS, Settings, settings
+from aemd.modules.socket.shared import Shared
+from aemd.sources.socket import Binder, Bound
+
+DESCRIPTION = Description(
+    name="socket",
+    summary="Connections and datagrams: listen, accept, read, write",
+    description=(
+        "Listens on an address and tells who connects and what they send. A handler answers with an "
+        "operation; Op does the same at any time. At most room_bytes (event accepted) of a connection's "
+        "output may wait; Room gives back what the kernel has taken. A peer that ends its direction (event "
+        "end) still gets answers for end_timeout; answer end with close or write-close to be done sooner. "
+        "Connections belong to the job and end with it. Ports below 1024 and file-system paths need the "
+        "administrator. A job whose queue is full reads and accepts nothing until there is room."
+    ),
+    delivery=Delivery.QUEUE,
+    parameters=PARAMETERS,
+    events={
+        "listening": "The job was started; local is the address, with the port that the kernel chose.",
+        "accepted": "A connection: peer, for Unix sockets its credentials, and room_bytes.",
+        "data": "Bytes, one message or one datagram; empty messages come too.",
+        "end": "The peer has ended its direction; it may still read.",
+        "closed": (
+            "The last event of a connection. reason: eof, reset, closed (by an operation), error, "
+            "idle-timeout or frame-too-long; error_number, bytes_in, bytes_out."
+        ),
+    },
+    operations={
+        "write": ("Send data. A datagram's key answers its sender.", True),
+        "write-close": ("Send data, if any, and close once everything written is out.", True),
+        "shutdown": ("End the own direction once everything written is out; the peer may go on.", False),
+        "close": ("Close; what is not yet out is lost.", False),
+        "abort": ("Close with a reset.", False),
+        "pause": ("Read no more from the connection; with an empty key: accept no more.", False),
+        "resume": ("Read, or accept, again.", False),
+    },
+    keyed=True,
+    replies=True,
+    pausable=True,
+    pause_by_default=True,
+    payload_message="aem.v1.SocketEvent",
+    examples=(
+        "socket listen=tcp:127.0.0.1:8080",
+        "socket listen=unix:@echo framing=line",
+        "socket listen=udp:[::1]:5353",
+    ),
+)
+
+
+class Socket:
+    """See Module."""
+
+    description = DESCRIPTION
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._binder = Binder()
+        self._shared = Shared(
+            host=host,
+            monotonic=host.reactor.clock("monotonic"),
+            clock=Clock(host.reactor),
+            view=memoryview(bytearray(host.limits.event_data_bytes)),
+            secret=secrets.token_bytes(32),
+        )
+
+    def open(self, job: Job) -> None:
+        """Bind. Everything that can be wrong with an address is an error of here."""
+        found = settings(job.values, self._host.limits)
+        port = found.address.port if found.address.family in ("tcp", "udp") else None
+        path = found.address.path
+        file = path if path and not path.startswith(b"\0") else None
+        self._host.right(job.owner, Act(what=f"listen on {found.address}", port=port, path=file))
+        self._host.charge(job, 1)
+        bound: Bound | None = None
+        try:
+            bound = self._binder.bind(
+                found.address, owner=job.owner.owner, reuse_port=found.reuse_port, mode=found.mode
+            )
+            job.data = self._new(job, found, bound)
+        except BaseException:
+            if bound is not None:
+                self._binder.close(bound)
+            self._host.refund(job, 1)
+            raise
+
+    def _new(self, job: Job, found: Settings, bound: Bound) -> Listener | Datagrams:
+        if found.datagrams:
+            return Datagrams(self._shared, job, found, bound)
+        return Listener(self._shared, job, found, bound)
+
+    def start(self, job: Job) -> None:
+        """Listen and read."""
+        _of(job).start()
+
+    def stop(self, job: Job) -> None:
+        """Accept and read nothing."""
+        _of(job).stop()
+
+    def close(self, job: Job) -> None:
+        """Close the connections and the address."""
+        found = _of(job)
+        found.close()
+        self._binder.close(found.bound)
+        job.data = None
+
+    def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
+        """Do what a handler wants."""
+        known = DESCRIPTION.operations.get(name)
+        if known is None:
+            raise AemError(
+                Code.INVALID_ARGUMENT,
+                "OPERATION_UNKNOWN",
+                f"socket has no operation {name[:64]!r}; there are {', '.join(DESCRIPTION.operations)}",
+            )
+        if data and not known[1]:
+            raise invalid("data", f"{name} takes no data")
+        _of(job).operate(key, name, data)
+
+    def pause(self, job: Job) -> None:
+        """The job's queue is full."""
+        _of(job).pause()
+
+    def resume(self, job: Job) -> None:
+        """The job's queue has room."""
+        _of(job).resume()
+
+    def sync(self, job: Job, done: Callable[[], None]) -> None:
+        """Call `done` once everything that has come until now has been fired."""
+        _of(job).sync(done)
+
+    def details(self, job: Job) -> dict[str, str]:
+        """Address, connections, counts."""
+        return _of(job).details()
+
+    def shutdown(self) -> None:
+        """Nothing is left: every job gave its own back."""
+
+
+def _of(job: Job) -> Listener | Datagrams:
+    found = job.data
+    if not isinstance(found, Listener | Datagrams):
+        raise TypeError(f"job {job.id} is not open")
+    return found

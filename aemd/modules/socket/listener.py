@@ -1,0 +1,345 @@
+"""A job that listens: its connections, and when it accepts and reads.
+
+Accepting stops while the job is stopped or paused, while it has as many connections as it may, and while
+descriptors are short; the kernel's backlog keeps who comes meanwhile. Connections that go make room again;
+for descriptors that others free the listener looks every STALL_RETRY_NS.
+
+"closed" events of a job that is stopped are kept until it is started, so that each connection has its one
+"closed" whatever happens; there are never more of them than there were connections.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from select import EPOLLIN
+
+from aemd.core.errors import AemError, Code, invalid
+from aemd.core.limits import MS
+from aemd.modules.contract import Address, Host, Job
+from aemd.modules.socket.connection import Connection, Discard
+from aemd.modules.socket.event import Clock, address, address_message, credentials_message
+from aemd.modules.socket.settings import Settings
+from aemd.modules.socket.shared import Shared
+from aemd.sources.reactor import Reactor, Timer, TimerQueue
+from aemd.sources.socket import (
+    ACCEPT_AGAIN,
+    NUMBERS,
+    SHORTAGE,
+    Bound,
+    RawAddress,
+    accept,
+    peer_credentials,
+    pending_bytes,
+    readable,
+)
+from aemd.v1 import socket_pb2
+
+ACCEPTS_PER_TURN = 64
+STALL_RETRY_NS = 100 * MS
+SOMAXCONN = 4_096  # net.core.somaxconn, its default: the longest backlog
+
+
+@dataclass(slots=True, eq=False)
+class Sync:
+    """Who waits for what the kernel had queued: how many bytes each connection must have received."""
+
+    done: Callable[[], None]
+    waiting: dict[Connection, int]
+
+
+class Listener:
+    """See above. `reads`: connections are to be read."""
+
+    def __init__(self, shared: Shared, job: Job, settings: Settings, bound: Bound) -> None:
+        self.host: Host = shared.host
+        self.reactor: Reactor = shared.host.reactor
+        self.monotonic: TimerQueue = shared.monotonic
+        self.clock: Clock = shared.clock
+        self.job = job
+        self.settings = settings
+        self.bound = bound
+        self.room_bytes = shared.host.limits.room_bytes
+        self.messages = bound.socket.type == socket.SOCK_SEQPACKET
+        self.discarded = shared.view
+        self.view = shared.view if settings.framing != "raw" else shared.view[: settings.data_max_bytes]
+        self.read_flags = int(socket.MSG_TRUNC) if self.messages else 0
+        self.connections: dict[bytes, Connection] = {}
+        self.discards: set[Discard] = set()
+        self.syncs: list[Sync] = []
+        self.reads = False
+        self._armed = False
+        self._full = False  # the job's queue
+        self._shut = False  # by operation pause
+        self._stalled = ""  # why accepting has stopped
+        self._retry: Timer | None = None
+        self._watched = False
+        self._held: list[tuple[bytes, bytes]] = []
+        self._accepted = 0
+        self._later: list[Callable[[], None]] = []  # syncs that wait for the job to be resumed
+
+    # -- the job
+
+    def start(self) -> None:
+        """Listen, accept and read. Raises AemError ADDRESS_IN_USE."""
+        self.bound.listen(self.settings.backlog)
+        self._armed = True
+        payload = socket_pb2.SocketEvent(local=address_message(self._local()))
+        self.host.fire(self.job, self.clock.event("listening", b"", payload))
+        held, self._held = self._held, []
+        for key, event in held:
+            self.host.fire(self.job, event, key=key)
+        self._set_reads()
+
+    def stop(self) -> None:
+        """Accept and read no more. The kernel still listens, up to the backlog."""
+        self._armed = False
+        self._set_reads()
+        self._end_syncs()
+
+    def pause(self) -> None:
+        """The job's queue is full."""
+        self._full = True
+        self._set_reads()
+
+    def resume(self) -> None:
+        """The job's queue has room."""
+        self._full = False
+        self._set_reads()
+
+    def _set_reads(self) -> None:
+        reads = self._armed and not self._full
+        if reads == self.reads:
+            return
+        self.reads = reads
+        for connection in self.connections.values():
+            if reads:
+                connection.go_on()
+            else:
+                connection.watch()
+        self._watch()
+        if reads:
+            later, self._later = self._later, []
+            for done in later:
+                self.sync(done)
+
+    def close(self) -> None:
+        """Close everything and fire nothing."""
+        self._armed = False
+        self.reads = False
+        self._watch()
+        self._cancel_retry()
+        descriptors = 1 + len(self.connections) + len(self.discards)
+        for connection in self.connections.values():
+            connection.drop()
+        for discard in self.discards:
+            discard.drop()
+        self.connections.clear()
+        self.discards.clear()
+        self._held.clear()
+        self._end_syncs()
+        self.host.refund(self.job, descriptors)
+
+    def details(self) -> dict[str, str]:
+        """For people."""
+        found = {
+            "address": str(self._local()),
+            "connections": str(len(self.connections)),
+            "accepted": str(self._accepted),
+        }
+        if self._stalled:
+            found["stalled"] = self._stalled
+        return found
+
+    def _local(self) -> Address:
+        return address(self.settings.address.family, self.bound.socket.getsockname())
+
+    # -- events
+
+    def fire(self, key: bytes, event: bytes) -> None:
+        """An event of a connection."""
+        self.host.fire(self.job, event, key=key)
+
+    def fire_closed(self, key: bytes, event: bytes) -> None:
+        """The last event of a connection: it is forgotten."""
+        connection = self.connections.pop(key)
+        if self._armed:
+            self.host.fire(self.job, event, key=key)
+        else:
+            self._held.append((key, event))
+        if self.syncs:
+            for sync in self.syncs:
+                sync.waiting.pop(connection, None)
+            self.check_syncs()
+
+    # -- accepting
+
+    def _watch(self) -> None:
+        wanted = self.reads and not self._shut and not self._stalled
+        if wanted == self._watched:
+            return
+        self._watched = wanted
+        if wanted:
+            self.reactor.add(self.bound.socket.fileno(), EPOLLIN, self._ready)
+        else:
+            self.reactor.remove(self.bound.socket.fileno())
+
+    def _ready(self, _events: int) -> None:
+        self._accept(ACCEPTS_PER_TURN)
+
+    def _accept(self, count: int) -> None:
+        for _ in range(count):
+            if len(self.connections) + len(self.discards) >= self.settings.connections_max:
+                self._stall(f"connections_max={self.settings.connections_max} is reached", retry=False)
+                return
+            try:
+                self.host.charge(self.job, 1)
+            except AemError as error:
+                self._stall(error.message)
+                return
+            try:
+                sock, raw = accept(self.bound.socket)
+            except BlockingIOError:
+                self.host.refund(self.job, 1)
+                return
+            except OSError as error:
+                self.host.refund(self.job, 1)
+                if error.errno in ACCEPT_AGAIN:
+                    continue
+                self._stall(f"accept4: {error.strerror}")
+                if error.errno not in SHORTAGE:
+                    self.host.fail(self.job, self._stalled)
+                return
+            self._admit(sock, raw)
+
+    def _admit(self, sock: socket.socket, raw: RawAddress) -> None:
+        connection = Connection(self, sock, next(NUMBERS))
+        self.connections[connection.key] = connection
+        self._accepted += 1
+        family = self.settings.address.family
+        unix = sock.family == socket.AF_UNIX
+        payload = socket_pb2.SocketEvent(
+            connection=connection.number,
+            local=address_message(address(family, sock.getsockname())),
+            peer=address_message(address(family, raw)),
+            credentials=credentials_message(peer_credentials(sock)) if unix else None,
+            room_bytes=self.room_bytes,
+        )
+        self.fire(connection.key, self.clock.event("accepted", connection.key, payload))
+        connection.watch()
+
+    def _stall(self, why: str, *, retry: bool = True) -> None:
+        self._stalled = why
+        self._watch()
+        if retry and self._retry is None:
+            due_ns = self.reactor.mono_ns() + STALL_RETRY_NS
+            self._retry = self.monotonic.call_at(due_ns, self._try_again)
+
+    def _try_again(self, _now_ns: int) -> None:
+        self._retry = None
+        self._stalled = ""
+        self._watch()
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def release(self) -> None:
+        """A descriptor of this job has been closed."""
+        self.host.refund(self.job, 1)
+        if self._stalled:
+            self._cancel_retry()
+            self._try_again(0)
+
+    # -- operations
+
+    def operate(self, key: bytes, name: str, data: bytes) -> None:
+        """See Module."""
+        if not key:
+            self._operate_self(name)
+            return
+        connection = self.connections.get(key)
+        if connection is None:
+            raise _unknown(key)
+        if name == "write":
+            connection.write(data)
+        elif name == "write-close":
+            connection.write_close(data)
+        else:
+            _OPERATIONS[name](connection)
+
+    def _operate_self(self, name: str) -> None:
+        if name not in ("pause", "resume"):
+            raise invalid(
+                "key", f"{name} needs the key of a connection; without one there are pause and resume"
+            )
+        self._shut = name == "pause"
+        self._watch()
+
+    # -- sync
+
+    def sync(self, done: Callable[[], None]) -> None:
+        """See Module. What waits behind operation pause is not waited for; a stopped job has nothing."""
+        if not self._armed:
+            done()
+            return
+        if not self.reads:
+            self._later.append(done)
+            return
+        if self._watched:
+            self._accept(min(self.settings.backlog, SOMAXCONN) + 1)
+        sync = Sync(done, {})
+        connections = {c.sock.fileno(): c for c in self.connections.values() if c.readable}
+        for connection in connections.values():
+            if connection.waits:
+                sync.waiting[connection] = connection.bytes_in
+        for fd in readable([connection.sock for connection in connections.values()]):
+            connection = connections[fd]
+            size = pending_bytes(connection.sock)
+            if size:
+                sync.waiting[connection] = connection.bytes_in + size
+            else:  # the end, an error or an empty message: one read has it
+                connection.ready(EPOLLIN)
+        self.syncs.append(sync)
+        self.check_syncs()
+
+    def check_syncs(self) -> None:
+        """Tell those for whom everything has been fired."""
+        for sync in tuple(self.syncs):
+            for connection, target in tuple(sync.waiting.items()):
+                received = connection.bytes_in >= target and not connection.waits
+                if received or not connection.readable:
+                    del sync.waiting[connection]
+            if not sync.waiting:
+                self.syncs.remove(sync)
+                sync.done()
+
+    def _end_syncs(self) -> None:
+        waiting = [sync.done for sync in self.syncs] + self._later
+        self.syncs.clear()
+        self._later.clear()
+        for done in waiting:
+            done()
+
+
+_OPERATIONS: dict[str, Callable[[Connection], None]] = {
+    "shutdown": Connection.shutdown,
+    "close": Connection.close,
+    "abort": Connection.abort,
+    "pause": Connection.pause,
+    "resume": Connection.resume,
+}
+
+
+def _unknown(key: bytes) -> AemError:
+    if len(key) != 8:
+        return invalid("key", f"{key.hex()} is not a connection's key, which has 8 bytes")
+    number = int.from_bytes(key, "big")
+    return AemError(
+        Code.FAILED_PRECONDITION,
+        "CONNECTION_CLOSED",
+        f"connection {number}: this job has no open connection with that number",
+        connection=number,
+    )
