@@ -29,7 +29,9 @@ END_SECONDS = 2.0  # it has nothing to finish; then it is killed
 
 
 class Zygote:
-    """Forks fronts. `forked(number, pid, pidfd)` hands over the descriptor; `exited(number, status)`: the front
+    """Forks fronts.
+
+    `forked(number, pid, pidfd)` hands over the descriptor; `exited(number, status)`: the front
     is gone, status -1 if it never was.
     """
 
