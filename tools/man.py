@@ -46,13 +46,14 @@ class Page:
 
 PAGES = (
     Page("aemctl", 1, "the command line of aemd", "aemd.cli.ctl", "cli", ("aemd(8)", "timeout(1)", "jq(1)")),
-    Page("aemd", 8, "delivers kernel events with their data", "aemd.cli.daemon", "cli", ("aemctl(1)",)),
+    Page("aemd", 8, "delivers kernel events with their data", "aemd.cli.daemon", "main", ("aemctl(1)",)),
 )
 
 
 def roff(text: str) -> str:
     """Text as roff takes it: backslashes and hyphens as themselves, no line that is a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
+    text = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in text)
     return "\n".join(f"\\&{line}" if line.startswith((".", "'")) else line for line in text.splitlines())
 
 
@@ -128,10 +129,18 @@ def tail(page: Page, command: click.Command) -> Iterator[str]:
         yield ".SH EXIT STATUS"
         yield from tagged((str(int(code)), text) for code, text in EXIT_HELP.items())
         yield from (".SH ENVIRONMENT", *tagged(ENVIRONMENT))
-    elif command.epilog:
-        yield from (".SH NOTES", *paragraphs(command.epilog))
+    yield from epilog(command)
     yield from (".SH FILES", *tagged(FILES))
     yield from (".SH SEE ALSO", ", ".join(page.see_also))
+
+
+def epilog(command: click.Command) -> Iterator[str]:
+    """The blocks below a command's options: a heading, then lines as they are."""
+    for block in inspect.cleandoc(command.epilog or "").replace("\b\n", "").split("\n\n"):
+        title, *lines = block.splitlines() or [""]
+        if title:
+            yield f".SH {title.removesuffix(':').upper()}"
+            yield from (".EX", *(roff(line.removeprefix("  ")) for line in lines), ".EE")
 
 
 def tagged(pairs: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> Iterator[str]:

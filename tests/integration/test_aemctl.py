@@ -1,0 +1,181 @@
+"""aemctl against a real daemon: jobs, modules, sessions, status, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aem
+import pytest
+
+Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
+EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 4
+
+
+@pytest.fixture
+def ctl(daemon: Any) -> Ctl:
+    """Runs aemctl to its end."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aemd.cli.ctl", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    return run
+
+
+@pytest.fixture
+def client(daemon: Any) -> Iterator[aem.Client]:
+    with aem.Client(label="the client") as client:
+        yield client
+
+
+@pytest.fixture
+def job(client: aem.Client) -> aem.Job:
+    return client.register("timer", lambda event: None, label="ticker", every="1h", cookie="7")
+
+
+def rows(result: subprocess.CompletedProcess[str]) -> Any:
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_list_jobs_as_table_json_and_jsonl(ctl: Ctl, client: aem.Client, job: aem.Job) -> None:
+    client.register("user", lambda event: None, label="listener", channel="c")
+    table = ctl("list-jobs").stdout.splitlines()
+    assert table[0].split()[:3] == ["JOB", "MODULE", "STATE"]
+    line = next(line for line in table if "ticker" in line)
+    assert line.split()[:3] == [str(job.id), "timer", "armed"]
+    assert "every=1h" in line
+    listed = rows(ctl("list-jobs", "-o", "json"))
+    assert [one["id"] for one in listed] == sorted(one["id"] for one in listed)
+    mine = next(one for one in listed if one["id"] == job.id)
+    assert mine["params"] == {"every": "1h", "cookie": "7"}
+    assert mine["stats"]["fires"] == 0
+    assert [one["label"] for one in rows(ctl("list-jobs", "--module", "user", "-o", "json"))] == ["listener"]
+    lines = ctl("list-jobs", "--state", "armed", "-o", "jsonl").stdout.splitlines()
+    assert {json.loads(line)["label"] for line in lines} == {"ticker", "listener"}
+
+
+def test_no_jobs_is_said_to_people_and_an_empty_array_for_programs(ctl: Ctl) -> None:
+    assert ctl("list-jobs").stderr == "no jobs\n"
+    assert ctl("list-jobs", "-o", "json").stdout == "[]\n"
+    assert ctl("list-jobs", "-o", "jsonl").stdout == ""
+
+
+def test_show_job_in_full(ctl: Ctl, client: aem.Client, job: aem.Job) -> None:
+    shown = ctl("show-job", str(job.id))
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"^ +state  armed$", shown.stdout, re.MULTILINE)
+    assert re.search(rf"owner  uid {os.getuid()}, pid {os.getpid()}, sessions/\d+", shown.stdout)
+    assert rows(ctl("show-job", f"jobs/{job.id}", "-o", "json"))["label"] == "ticker"
+    other = client.register("user", lambda event: None, channel="c")
+    both = rows(ctl("show-job", str(job.id), str(other.id), "-o", "json"))
+    assert [one["id"] for one in both] == [job.id, other.id]
+
+
+def test_stop_start_priority_shutdown(ctl: Ctl, job: aem.Job) -> None:
+    identity = str(job.id)
+    assert ctl("stop-job", identity).stdout == f"job {identity} registered\n"
+    assert ctl("start-job", identity).stdout == f"job {identity} armed\n"
+    assert ctl("set-priority", identity, "6").stdout == f"job {identity} priority 6\n"
+    assert rows(ctl("show-job", identity, "-o", "json"))["options"]["priority"] == 6
+    ended = ctl("shutdown-job", identity, "--deadline", "1s", "-o", "json")
+    assert rows(ended)["id"] == job.id
+    assert ctl("show-job", identity).returncode == EXIT_NOT_FOUND
+
+
+def test_one_wrong_id_does_not_keep_the_others_from_their_change(ctl: Ctl, job: aem.Job) -> None:
+    result = ctl("stop-job", "999999999", str(job.id))
+    assert result.returncode == EXIT_NOT_FOUND
+    assert "999999999" in result.stderr
+    assert result.stdout == f"job {job.id} registered\n"
+
+
+def test_modules_are_listed_and_described(ctl: Ctl) -> None:
+    listed = rows(ctl("list-modules", "-o", "json"))
+    assert {"process", "socket", "timer", "user"} <= {module["id"] for module in listed}
+    assert "timer" in ctl("list-modules").stdout
+    shown = ctl("show-module", "timer").stdout
+    assert "every" in shown
+    assert "aemctl watch timer" in shown
+    parameters = rows(ctl("show-module", "timer", "-o", "json"))["parameters"]
+    assert {"every", "after", "calendar"} <= {parameter["name"] for parameter in parameters}
+    missing = ctl("show-module", "nonesuch")
+    assert (missing.returncode, missing.stdout) == (EXIT_NOT_FOUND, "")
+
+
+def test_module_is_unloaded_and_loaded_again(ctl: Ctl, job: aem.Job) -> None:
+    assert ctl("unload-module", "timer").stdout == "module timer unloaded, 1 job shut down\n"
+    assert ctl("watch", "timer", "every=1s").returncode == EXIT_NOT_FOUND
+    assert ctl("load-module", "timer").stdout.startswith("module timer loaded")
+    assert ctl("wait", "timer", "after=10ms", "-q").returncode == 0
+    assert ctl("load-module", "nonesuch").returncode == EXIT_NOT_FOUND
+
+
+def test_sessions_are_listed_and_ended(ctl: Ctl, client: aem.Client, job: aem.Job) -> None:
+    listed = rows(ctl("list-sessions", "-o", "json"))
+    session = next(one for one in listed if one["label"] == "the client")
+    assert session["principal"]["pid"] == os.getpid()
+    assert session["jobs"] == 1
+    line = next(one for one in ctl("list-sessions").stdout.splitlines() if "the client" in one)
+    assert line.split()[0] == str(session["id"])
+    assert ctl("end-session", str(session["id"])).stdout == f"session {session['id']} ended, 1 job with it\n"
+    assert ctl("end-session", "999999999").returncode == EXIT_NOT_FOUND
+
+
+def test_status_for_people_and_programs(ctl: Ctl, job: aem.Job) -> None:
+    shown = ctl("status")
+    assert shown.returncode == 0, shown.stderr
+    assert "aemd" in shown.stdout
+    assert f"uid {os.getuid()}" in shown.stdout
+    status = rows(ctl("status", "-o", "json"))
+    assert status["jobs"] == 1
+    assert "timer" in status["modules"]
+    assert isinstance(status["start_time_ns"], int)
+
+
+def test_errors_are_objects_where_json_was_asked_for(ctl: Ctl) -> None:
+    result = ctl("show-job", "999999999", "-o", "json")
+    assert (result.returncode, result.stdout) == (EXIT_NOT_FOUND, "")
+    error = json.loads(result.stderr)
+    assert (error["code"], error["exit_code"]) == ("NOT_FOUND", EXIT_NOT_FOUND)
+
+
+ASK = """
+eval "$(aemctl completion bash)"
+COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=() COMP_CWORD=0
+_aemctl_completion aemctl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def complete(line: str) -> list[str]:
+    """What bash offers when TAB is pressed behind `line`."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", ASK, "bash", line],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1]
+
+
+def test_bash_completes_what_the_daemon_knows(daemon: Any, job: aem.Job) -> None:
+    assert complete("aemctl watch ti") == ["timer"]
+    assert "every=" in complete("aemctl watch timer ")
+    assert complete("aemctl watch timer ev") == ["every="]
+    assert "every=" not in complete("aemctl watch timer every=1s ")
+    # bash takes `clock=` for a word of its own and replaces only what stands behind it.
+    assert complete("aemctl watch timer clock=bo") == ["boottime"]
+    assert complete("aemctl show-job ") == [str(job.id)]
+    assert complete("aemctl list-jobs --module us") == ["user"]
