@@ -60,7 +60,7 @@ _channels = 0  # made in this process so far: once grpc runs, the process must n
 
 def note_channel() -> None:
     """A channel is about to be made."""
-    global _channels  # noqa: PLW0603
+    global _channels
     _channels += 1
 
 

@@ -26,6 +26,7 @@ from aem._handling import event_of, failed, gap_unheard, note_room, outcome_of, 
 from aem._link import Link
 from aem._protocol import Session, payload_chunks
 from aem._registration import Registration
+from aem._workers import TOO_LATE, Workers
 from aem.errors import AemError, Code, ConnectionLost, from_rpc
 from aem.events import Event, Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
 from aem.job import Job
@@ -71,7 +72,7 @@ class Client:
         self._collected: list[Registration] = []
         self._dispatcher = Dispatcher(self._notify)
         self._link: Link | None = None
-        self._workers: Any | None = None
+        self._workers: Workers | None = None
         self._unary: grpc.Channel | None = None
         self._unflushed = 0
         self._flushed_ns = 0
@@ -194,8 +195,8 @@ class Client:
         """Register a job now and return it. Takes the keywords of on(); raises AemError when refused."""
         name = getattr(handler, "__name__", "") if label is None else label
         registration = self._registration(module, handler, label=name, **more)
-        if registration.parallel and self._link is None:
-            self._prepare([registration])
+        if self._link is None:
+            self._prepare([registration, *self._collected])
         self.connect()
         return self._enlist(registration)
 
@@ -273,13 +274,15 @@ class Client:
     def _enlist(self, registration: Registration) -> Job:
         job = Job(registration, self)
         registration.job = job
-        if registration.parallel:
-            from aem._workers import Workers
-
-            self._workers = self._workers or Workers.late()
-            self._workers.adopt(registration)
+        self._adopt(registration)
         self._ask(self._protocol.register(registration))
         return job
+
+    def _adopt(self, registration: Registration) -> None:
+        if registration.run != "inline":
+            if self._workers is None:
+                raise RuntimeError(TOO_LATE)
+            self._workers.adopt(registration)
 
     @property
     def jobs(self) -> list[Job]:
@@ -312,17 +315,26 @@ class Client:
             ) from None
         self._link = link
         collected, self._collected = self._collected, []
+        for registration in collected:
+            self._adopt(registration)
         waiters = [self._protocol.register(registration) for registration in collected]
         for waiter in waiters:
             self._ask(waiter)
 
     def _prepare(self, registrations: list[Registration]) -> None:
         """Make the process that handler processes come from, while there is no channel yet."""
-        parallel = [registration for registration in registrations if registration.parallel]
+        parallel = [registration for registration in registrations if registration.run != "inline"]
         if parallel and self._workers is None:
-            from aem._workers import Workers
+            self._workers = Workers(parallel)
 
-            self._workers = Workers.early(parallel)
+    def prepare_fork(self) -> None:
+        """Make the process that handler processes are forked from now, before anything connects.
+
+        Needed only if handlers with run="fork" or run="capsule" are registered after the client has
+        connected; those must then be importable functions of modules, as for pickle.
+        """
+        if self._workers is None:
+            self._workers = Workers([found for found in self._collected if found.run != "inline"])
 
     @property
     def _protocol(self) -> Session:
@@ -424,7 +436,7 @@ class Client:
             note_room(registration, event)
             if isinstance(event, Gap):
                 (registration.on_gap or gap_unheard)(event)
-            elif registration.parallel:
+            elif registration.run != "inline":
                 assert self._workers is not None
                 self._workers.submit(entry, self._handled_elsewhere)
                 return
