@@ -64,6 +64,7 @@ from typing import NamedTuple, Protocol
 
 from aemd.core.errors import AemError, Code, invalid
 from aemd.core.limits import SECOND
+from aemd.sources.reactor import Reactor
 
 DISCARD_NS = 2 * SECOND  # nginx: lingering_timeout 5 s; Apache httpd: 2 s
 UNIX_PATH_BYTES_MAX = 107  # sizeof(sockaddr_un.sun_path) with its closing NUL; unix(7)
@@ -358,6 +359,14 @@ def _inode(path: bytes) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def leave(reactor: Reactor, sock: socket.socket) -> None:
+    """Take a socket out of the loop. It may be out already: the loop drops what had a fault."""
+    try:
+        reactor.remove(sock.fileno())
+    except KeyError:
+        pass
+
+
 def accept(listener: socket.socket) -> tuple[socket.socket, RawAddress]:
     """The next connection, non-blocking and close-on-exec, without Nagle's delay (RFC 896).
 
@@ -386,6 +395,7 @@ def receive_message(
         size, raw = sock.recvfrom_into(view, 0, socket.MSG_TRUNC)
         return size, raw, None
     size, control, _, raw = sock.recvmsg_into([view], CREDENTIALS_SPACE, socket.MSG_TRUNC)
+    raw = "" if raw is None else raw  # a sender without a name
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
             return size, raw, parse_credentials(data)

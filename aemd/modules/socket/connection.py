@@ -29,7 +29,7 @@ from aemd.core.limits import SECOND
 from aemd.modules.socket.event import connection_field, encode_data, key_field
 from aemd.sources.framing import FrameIncompleteError, Framing
 from aemd.sources.reactor import Timer
-from aemd.sources.socket import DISCARD_NS, MessageOutput, StreamOutput, ended, reset, shut
+from aemd.sources.socket import DISCARD_NS, MessageOutput, StreamOutput, ended, leave, reset, shut
 from aemd.v1 import socket_pb2
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Connection:
 
     def _unwatch(self) -> None:
         if self._watched != UNWATCHED:
-            self.listener.reactor.remove(self.sock.fileno())
+            leave(self.listener.reactor, self.sock)
             self._watched = UNWATCHED
 
     def ready(self, events: int) -> None:
@@ -527,5 +527,5 @@ class Discard:
     def drop(self) -> None:
         """Close now."""
         self._timer.cancel()
-        self._listener.reactor.remove(self._sock.fileno())
+        leave(self._listener.reactor, self._sock)
         self._sock.close()

@@ -38,6 +38,7 @@ from aemd.sources.socket import (
     Credentials,
     RawAddress,
     drops,
+    leave,
     receive_message,
 )
 from aemd.v1 import session_pb2, socket_pb2
@@ -161,7 +162,7 @@ class Datagrams:
         if wanted:
             reactor.add(self.bound.socket.fileno(), EPOLLIN, self._ready)
         else:
-            reactor.remove(self.bound.socket.fileno())
+            leave(reactor, self.bound.socket)
 
     # -- input
 

@@ -30,6 +30,7 @@ from aemd.sources.socket import (
     Bound,
     RawAddress,
     accept,
+    leave,
     peer_credentials,
     pending_bytes,
     readable,
@@ -183,7 +184,7 @@ class Listener:
         if wanted:
             self.reactor.add(self.bound.socket.fileno(), EPOLLIN, self._ready)
         else:
-            self.reactor.remove(self.bound.socket.fileno())
+            leave(self.reactor, self.bound.socket)
 
     def _ready(self, _events: int) -> None:
         self._accept(ACCEPTS_PER_TURN)
