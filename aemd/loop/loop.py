@@ -184,7 +184,10 @@ class Loop:
             self.wakeups += 1
         try:
             for hook in self._wake_hooks:
-                hook()
+                try:
+                    hook()
+                except Exception as error:
+                    self._failed(hook, error)
             self._dispatch(ready)
             self._settle()
         finally:
