@@ -13,15 +13,20 @@
 `Client` is the sync face, `AsyncClient` the asyncio face; they have the same words.
 """
 
-from aem.client import Client, EventStream
+from aem.aio import AsyncClient
+from aem.client import Client
 from aem.errors import AemError, Code, ConnectionLost, Park, Reply, Retry
 from aem.events import Event, Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
-from aem.job import Job
+from aem.job import AsyncJob, Job
 from aem.options import Acknowledgement, Options, Overflow, Param
+from aem.stream import AsyncEventStream, EventStream
 
 __all__ = [
     "Acknowledgement",
     "AemError",
+    "AsyncClient",
+    "AsyncEventStream",
+    "AsyncJob",
     "Client",
     "Code",
     "ConnectionLost",

@@ -49,6 +49,7 @@ class Link:
 
     def end(self, timeout: float) -> None:
         """Say what is left to say, half-close, and wait for the daemon to end the stream."""
+        self.session.leaving = True
         self._ending.set()
         self._tokens.put(False)
         self._thread.join(timeout)

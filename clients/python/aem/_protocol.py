@@ -96,6 +96,7 @@ class Session:
         self.id = 0
         self.connected = False
         self.draining = False
+        self.leaving = False  # the program ends the session
         self.failure: AemError | None = None  # why it ended for good
         self.limits = session_pb2.Limits(message_bytes=MESSAGE_BYTES)
         self.registrations: list[Registration] = []

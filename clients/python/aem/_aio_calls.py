@@ -1,0 +1,126 @@
+"""The unary calls of the asyncio face: status, and lists and changes of jobs, modules and sessions.
+
+They go over a connection of their own, so that no list waits behind events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from aem import _channel, _unary
+from aem.errors import from_rpc
+from aem.v1 import admin_pb2, job_pb2, module_pb2
+
+CALL_SECONDS = 30.0
+
+
+class AsyncCalls:
+    """The unary calls, asyncio."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._unary: grpc.aio.Channel | None = None
+
+    async def _call(self, method: _unary.Method[Any, _unary.Answer], request: Any) -> _unary.Answer:
+        if self._unary is None:
+            _channel.note_channel()
+            self._unary = grpc.aio.insecure_channel(self._address, options=_channel.OPTIONS)
+        call = self._unary.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.answer.FromString,
+        )
+        try:
+            return await call(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise _channel.explain(from_rpc(error), self._address) from None
+
+    async def _hang_up(self) -> None:
+        if self._unary is not None:
+            await self._unary.close()
+            self._unary = None
+
+    async def status(self) -> admin_pb2.DaemonStatus:
+        """How the daemon does."""
+        return await self._call(_unary.GET_STATUS, admin_pb2.GetStatusRequest())
+
+    async def list_jobs(
+        self, module: str | None = None, state: str | int | None = None
+    ) -> AsyncIterator[job_pb2.Job]:
+        """All jobs that the caller may see, by id, of one module or in one state if given."""
+        token = ""
+        while True:
+            page = await self._call(_unary.LIST_JOBS, _unary.list_jobs_request(module, state, token))
+            for found in page.jobs:
+                yield found
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def get_job(self, job_id: int) -> job_pb2.Job:
+        """One job, also of another session."""
+        return await self._call(_unary.GET_JOB, job_pb2.GetJobRequest(name=f"jobs/{job_id}"))
+
+    async def start_job(self, job_id: int) -> job_pb2.Job:
+        """Arm a job."""
+        return await self._call(_unary.START_JOB, job_pb2.StartJobRequest(name=f"jobs/{job_id}"))
+
+    async def stop_job(self, job_id: int) -> job_pb2.Job:
+        """Disarm a job."""
+        return await self._call(_unary.STOP_JOB, job_pb2.StopJobRequest(name=f"jobs/{job_id}"))
+
+    async def shutdown_job(self, job_id: int, deadline: float | None = None) -> job_pb2.Job:
+        """End a job, after the handler that runs now, or after `deadline` seconds."""
+        return await self._call(_unary.SHUTDOWN_JOB, _unary.shutdown_request(job_id, deadline))
+
+    async def set_priority(self, job_id: int, priority: int) -> job_pb2.Job:
+        """Change a job's priority, 0 to 7, 7 first."""
+        return await self._call(_unary.UPDATE_JOB, _unary.priority_request(job_id, priority))
+
+    async def list_modules(self) -> AsyncIterator[module_pb2.Module]:
+        """The loaded event modules, by name."""
+        token = ""
+        while True:
+            request = module_pb2.ListModulesRequest(page_size=1_000, page_token=token)
+            page = await self._call(_unary.LIST_MODULES, request)
+            for found in page.modules:
+                yield found
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def get_module(self, name: str) -> module_pb2.Module:
+        """One event module, with its parameters, events and operations."""
+        return await self._call(_unary.GET_MODULE, module_pb2.GetModuleRequest(name=f"modules/{name}"))
+
+    async def load_module(self, name: str) -> module_pb2.Module:
+        """Load an event module, or load it anew. Administrator only."""
+        return await self._call(_unary.LOAD_MODULE, module_pb2.LoadModuleRequest(name=f"modules/{name}"))
+
+    async def unload_module(self, name: str) -> int:
+        """Remove an event module; returns how many jobs ended with it. Administrator only."""
+        return (
+            await self._call(_unary.UNLOAD_MODULE, module_pb2.UnloadModuleRequest(name=f"modules/{name}"))
+        ).jobs
+
+    async def list_sessions(self) -> AsyncIterator[admin_pb2.SessionInfo]:
+        """The caller's sessions; for the administrator everybody's."""
+        token = ""
+        while True:
+            request = admin_pb2.ListSessionsRequest(page_size=1_000, page_token=token)
+            page = await self._call(_unary.LIST_SESSIONS, request)
+            for found in page.sessions:
+                yield found
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def end_session(self, session_id: int) -> int:
+        """End a session; returns how many jobs ended with it."""
+        return (
+            await self._call(_unary.END_SESSION, admin_pb2.EndSessionRequest(name=f"sessions/{session_id}"))
+        ).jobs

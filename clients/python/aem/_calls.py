@@ -1,0 +1,116 @@
+"""The unary calls of the sync face: status, and lists and changes of jobs, modules and sessions.
+
+They go over a connection of their own, so that no list waits behind events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from aem import _channel, _unary
+from aem.errors import from_rpc
+from aem.v1 import admin_pb2, job_pb2, module_pb2
+
+CALL_SECONDS = 30.0
+
+
+class Calls:
+    """The unary calls, sync."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._unary: grpc.Channel | None = None
+
+    def _call(self, method: _unary.Method[Any, _unary.Answer], request: Any) -> _unary.Answer:
+        if self._unary is None:
+            _channel.note_channel()
+            self._unary = grpc.insecure_channel(self._address, options=_channel.OPTIONS)
+        call = self._unary.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.answer.FromString,
+        )
+        try:
+            return call(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise _channel.explain(from_rpc(error), self._address) from None
+
+    def _hang_up(self) -> None:
+        if self._unary is not None:
+            self._unary.close()
+            self._unary = None
+
+    def status(self) -> admin_pb2.DaemonStatus:
+        """How the daemon does."""
+        return self._call(_unary.GET_STATUS, admin_pb2.GetStatusRequest())
+
+    def list_jobs(self, module: str | None = None, state: str | int | None = None) -> Iterator[job_pb2.Job]:
+        """All jobs that the caller may see, by id, of one module or in one state if given."""
+        token = ""
+        while True:
+            page = self._call(_unary.LIST_JOBS, _unary.list_jobs_request(module, state, token))
+            yield from page.jobs
+            token = page.next_page_token
+            if not token:
+                return
+
+    def get_job(self, job_id: int) -> job_pb2.Job:
+        """One job, also of another session."""
+        return self._call(_unary.GET_JOB, job_pb2.GetJobRequest(name=f"jobs/{job_id}"))
+
+    def start_job(self, job_id: int) -> job_pb2.Job:
+        """Arm a job."""
+        return self._call(_unary.START_JOB, job_pb2.StartJobRequest(name=f"jobs/{job_id}"))
+
+    def stop_job(self, job_id: int) -> job_pb2.Job:
+        """Disarm a job."""
+        return self._call(_unary.STOP_JOB, job_pb2.StopJobRequest(name=f"jobs/{job_id}"))
+
+    def shutdown_job(self, job_id: int, deadline: float | None = None) -> job_pb2.Job:
+        """End a job, after the handler that runs now, or after `deadline` seconds."""
+        return self._call(_unary.SHUTDOWN_JOB, _unary.shutdown_request(job_id, deadline))
+
+    def set_priority(self, job_id: int, priority: int) -> job_pb2.Job:
+        """Change a job's priority, 0 to 7, 7 first."""
+        return self._call(_unary.UPDATE_JOB, _unary.priority_request(job_id, priority))
+
+    def list_modules(self) -> Iterator[module_pb2.Module]:
+        """The loaded event modules, by name."""
+        token = ""
+        while True:
+            request = module_pb2.ListModulesRequest(page_size=1_000, page_token=token)
+            page = self._call(_unary.LIST_MODULES, request)
+            yield from page.modules
+            token = page.next_page_token
+            if not token:
+                return
+
+    def get_module(self, name: str) -> module_pb2.Module:
+        """One event module, with its parameters, events and operations."""
+        return self._call(_unary.GET_MODULE, module_pb2.GetModuleRequest(name=f"modules/{name}"))
+
+    def load_module(self, name: str) -> module_pb2.Module:
+        """Load an event module, or load it anew. Administrator only."""
+        return self._call(_unary.LOAD_MODULE, module_pb2.LoadModuleRequest(name=f"modules/{name}"))
+
+    def unload_module(self, name: str) -> int:
+        """Remove an event module; returns how many jobs ended with it. Administrator only."""
+        return self._call(_unary.UNLOAD_MODULE, module_pb2.UnloadModuleRequest(name=f"modules/{name}")).jobs
+
+    def list_sessions(self) -> Iterator[admin_pb2.SessionInfo]:
+        """The caller's sessions; for the administrator everybody's."""
+        token = ""
+        while True:
+            request = admin_pb2.ListSessionsRequest(page_size=1_000, page_token=token)
+            page = self._call(_unary.LIST_SESSIONS, request)
+            yield from page.sessions
+            token = page.next_page_token
+            if not token:
+                return
+
+    def end_session(self, session_id: int) -> int:
+        """End a session; returns how many jobs ended with it."""
+        return self._call(_unary.END_SESSION, admin_pb2.EndSessionRequest(name=f"sessions/{session_id}")).jobs
