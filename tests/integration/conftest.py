@@ -80,6 +80,9 @@ class DaemonProcess:
     def log(self):
         return Path(self.log_path).read_text()
 
+    def assert_healthy(self):
+        assert '"level": "error"' not in self.log()
+
     def signal(self, number):
         self.process.send_signal(number)
 
@@ -137,6 +140,16 @@ class Client:
             token = page.next_page_token
             if not token:
                 return listed
+
+    def end_sessions(self):
+        """End every session that the caller may see."""
+        listed = self.call(
+            "AdminService/ListSessions", admin_pb2.ListSessionsRequest(), admin_pb2.ListSessionsResponse
+        )
+        for session in listed.sessions:
+            request = admin_pb2.EndSessionRequest(name=session.name)
+            with contextlib.suppress(grpc.RpcError):  # it ended by itself meanwhile
+                self.call("AdminService/EndSession", request, admin_pb2.EndSessionResponse)
 
     def raw(self):
         """A Session stream without Hello."""
@@ -284,18 +297,20 @@ def wait_for(condition, *, what, fd=None):
     raise AssertionError(f"{what} did not happen within {PATIENCE} s")
 
 
-@pytest.fixture
-def folder():
+@contextlib.contextmanager
+def new_folder():
     """A directory that any user may enter; below it nothing is longer than a socket's path may be."""
     path = tempfile.mkdtemp(prefix="aemd-")
     os.chmod(path, 0o755)
-    yield path
-    shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
-@pytest.fixture
-def launch(folder):
-    """Starts daemons, and stops those that still run."""
+@contextlib.contextmanager
+def launcher(folder):
+    """Starts daemons, and stops those that still run; a healthy one has logged no error."""
     running = []
 
     def start(*options, user=None):
@@ -312,6 +327,18 @@ def launch(folder):
 
 
 @pytest.fixture
+def folder():
+    with new_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def launch(folder):
+    with launcher(folder) as start:
+        yield start
+
+
+@pytest.fixture
 def daemon(launch, monkeypatch):
     """A daemon that serves, and must end as a healthy one does. Clients of any kind find it."""
     running = launch()
@@ -319,7 +346,17 @@ def daemon(launch, monkeypatch):
     yield running
     if running.process.poll() is None:
         running.stop()
-    assert '"level": "error"' not in running.log()
+    running.assert_healthy()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon():
+    """One daemon for the tests of a file, for those that leave nothing behind in it."""
+    with new_folder() as folder, launcher(folder) as launch:
+        running = launch()
+        yield running
+        running.stop()
+        running.assert_healthy()
 
 
 @pytest.fixture

@@ -9,6 +9,16 @@ from google.rpc import error_details_pb2
 from aemd.v1 import job_pb2, session_pb2
 
 
+@pytest.fixture
+def client(shared_daemon):
+    """On the daemon of this file; whatever a test leaves is ended, and then nothing of it may be left."""
+    with shared_daemon.client() as client:
+        yield client
+        client.end_sessions()
+        status = client.status()
+        assert (status.sessions, status.jobs) == (0, 0)
+
+
 def reason_of(status):
     """ErrorInfo.reason, the first detail of every refusal."""
     info = error_details_pb2.ErrorInfo()
