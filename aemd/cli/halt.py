@@ -47,9 +47,16 @@ class Halt:
         self._waiting = False
 
     @contextmanager
-    def armed(self, timeout_ns: int | None = None) -> Iterator[Halt]:
-        """Handle the signals within, and the time limit, counted from now."""
-        before = {number: signal.signal(number, self._signalled) for number in _REASONS}
+    def armed(self, timeout_ns: int | None = None, *, stdout: bool = False) -> Iterator[Halt]:
+        """Handle the signals within, and the time limit, counted from now.
+
+        `stdout`: end also when nobody reads standard output any more. Not for verbs that write to pipes of
+        their own: SIGPIPE does not say which pipe it was.
+        """
+        numbers = [number for number in _REASONS if stdout or number != signal.SIGPIPE]
+        before = {number: signal.signal(number, self._signalled) for number in numbers}
+        if stdout:
+            _watch_stdout()
         if timeout_ns is not None:
             # A timer of 0 would be none at all.
             signal.setitimer(signal.ITIMER_REAL, max(timeout_ns, 1_000) / 1e9)
@@ -79,7 +86,7 @@ class Halt:
             raise Halted(self.reason or Exit.INTERRUPTED)
 
 
-def watch_stdout(descriptor: int = 1) -> None:
+def _watch_stdout(descriptor: int = 1) -> None:
     """Raise SIGPIPE once nobody reads standard output any more.
 
     A write would only find out when the next event comes, which may be never. poll(2): POLLERR is

@@ -135,10 +135,11 @@ class Verb(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; its failure is told here, where the output form is known."""
+        settings = ctx.ensure_object(Settings)
         try:
             return super().invoke(ctx)
         except Failure as failure:
-            report(failure, as_json=ctx.ensure_object(Settings).form != "table")
+            report(failure, as_json=settings.form != "table")
             return failure.exit_code
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -18,8 +18,14 @@ Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
 EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 4
 
 
+@pytest.fixture(autouse=True)
+def address(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of the test find the test's own daemon."""
+    monkeypatch.setenv("AEMD_ADDRESS", f"unix:{daemon.path}")
+
+
 @pytest.fixture
-def ctl(daemon: Any) -> Ctl:
+def ctl() -> Ctl:
     """Runs aemctl to its end."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,14 +36,14 @@ def ctl(daemon: Any) -> Ctl:
 
 
 @pytest.fixture
-def client(daemon: Any) -> Iterator[aem.Client]:
+def program() -> Iterator[aem.Client]:
     with aem.Client(label="the client") as client:
         yield client
 
 
 @pytest.fixture
-def job(client: aem.Client) -> aem.Job:
-    return client.register("timer", lambda event: None, label="ticker", every="1h", cookie="7")
+def job(program: aem.Client) -> aem.Job:
+    return program.register("timer", lambda event: None, label="ticker", every="1h", cookie="7")
 
 
 def rows(result: subprocess.CompletedProcess[str]) -> Any:
@@ -45,8 +51,8 @@ def rows(result: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(result.stdout)
 
 
-def test_list_jobs_as_table_json_and_jsonl(ctl: Ctl, client: aem.Client, job: aem.Job) -> None:
-    client.register("user", lambda event: None, label="listener", channel="c")
+def test_list_jobs_as_table_json_and_jsonl(ctl: Ctl, program: aem.Client, job: aem.Job) -> None:
+    program.register("user", lambda event: None, label="listener", channel="c")
     table = ctl("list-jobs").stdout.splitlines()
     assert table[0].split()[:3] == ["JOB", "MODULE", "STATE"]
     line = next(line for line in table if "ticker" in line)
@@ -68,13 +74,13 @@ def test_no_jobs_is_said_to_people_and_an_empty_array_for_programs(ctl: Ctl) -> 
     assert ctl("list-jobs", "-o", "jsonl").stdout == ""
 
 
-def test_show_job_in_full(ctl: Ctl, client: aem.Client, job: aem.Job) -> None:
+def test_show_job_in_full(ctl: Ctl, program: aem.Client, job: aem.Job) -> None:
     shown = ctl("show-job", str(job.id))
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^ +state  armed$", shown.stdout, re.MULTILINE)
     assert re.search(rf"owner  uid {os.getuid()}, pid {os.getpid()}, sessions/\d+", shown.stdout)
     assert rows(ctl("show-job", f"jobs/{job.id}", "-o", "json"))["label"] == "ticker"
-    other = client.register("user", lambda event: None, channel="c")
+    other = program.register("user", lambda event: None, channel="c")
     both = rows(ctl("show-job", str(job.id), str(other.id), "-o", "json"))
     assert [one["id"] for one in both] == [job.id, other.id]
 
@@ -118,7 +124,7 @@ def test_module_is_unloaded_and_loaded_again(ctl: Ctl, job: aem.Job) -> None:
     assert ctl("load-module", "nonesuch").returncode == EXIT_NOT_FOUND
 
 
-def test_sessions_are_listed_and_ended(ctl: Ctl, client: aem.Client, job: aem.Job) -> None:
+def test_sessions_are_listed_and_ended(ctl: Ctl, program: aem.Client, job: aem.Job) -> None:
     listed = rows(ctl("list-sessions", "-o", "json"))
     session = next(one for one in listed if one["label"] == "the client")
     assert session["principal"]["pid"] == os.getpid()
@@ -170,7 +176,7 @@ def complete(line: str) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
-def test_bash_completes_what_the_daemon_knows(daemon: Any, job: aem.Job) -> None:
+def test_bash_completes_what_the_daemon_knows(job: aem.Job) -> None:
     assert complete("aemctl watch ti") == ["timer"]
     assert "every=" in complete("aemctl watch timer ")
     assert complete("aemctl watch timer ev") == ["every="]

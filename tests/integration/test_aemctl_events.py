@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import aem
 import pytest
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -20,8 +20,14 @@ EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 4
 EXIT_TIMEOUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 124, 130, 141
 
 
+@pytest.fixture(autouse=True)
+def address(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of the test find the test's own daemon."""
+    monkeypatch.setenv("AEMD_ADDRESS", f"unix:{daemon.path}")
+
+
 @pytest.fixture
-def start(daemon: Any) -> Iterator[Start]:
+def start() -> Iterator[Start]:
     """Starts aemctl; whatever still runs at the end of the test is ended."""
     running: list[subprocess.Popen[str]] = []
 
@@ -48,14 +54,14 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def until_armed(start: Start, label: str) -> int:
-    """The id of the job with this label, once there is one."""
-    while True:
-        code, out, err = outcome(start("list-jobs", "-o", "jsonl", "--state", "armed"))
-        assert code == 0, err
-        for job in map(json.loads, out.splitlines()):
-            if job["label"] == label:
-                return int(job["id"])
+def until_armed(process: subprocess.Popen[str], label: str) -> int:
+    """The id of the job with this label, once `process` has it."""
+    with aem.Client() as client:
+        while process.poll() is None:
+            for job in client.list_jobs(state="armed"):
+                if job.label == label:
+                    return job.id
+    raise AssertionError(f"aemctl ended: {process.communicate()}")
 
 
 def test_watch_ends_after_count_and_leaves_no_job(start: Start) -> None:
@@ -99,7 +105,7 @@ def test_signal_ends_watch_quietly_and_shuts_its_job_down(
 
 def test_watch_ends_when_nobody_reads_it_any_more_although_no_event_comes(start: Start) -> None:
     watch = start("watch", "user", "channel=pipe", "--label", "piped")
-    until_armed(start, "piped")
+    until_armed(watch, "piped")
     assert watch.stdout is not None
     watch.stdout.close()
     assert watch.wait(LIMIT) == EXIT_BROKEN_PIPE
@@ -107,7 +113,7 @@ def test_watch_ends_when_nobody_reads_it_any_more_although_no_event_comes(start:
     assert watch.stderr.read() == ""
 
 
-def test_watch_in_a_pipe_to_head_is_quiet(start: Start, daemon: Any) -> None:
+def test_watch_in_a_pipe_to_head_is_quiet(start: Start) -> None:
     line = f"{sys.executable} -m aemd.cli.ctl watch timer every=5ms | head -1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=LIMIT, check=True)
     assert len(done.stdout.splitlines()) == 1
@@ -117,7 +123,7 @@ def test_watch_in_a_pipe_to_head_is_quiet(start: Start, daemon: Any) -> None:
 def test_watch_process_tells_status_signal_and_core(start: Start) -> None:
     child = subprocess.Popen(["sleep", "1000"])
     watch = start("watch", "process", f"pid={child.pid}", "-o", "json", "--label", "victim")
-    until_armed(start, "victim")
+    until_armed(watch, "victim")
     child.send_signal(signal.SIGTERM)
     child.wait(LIMIT)
     code, out, _ = outcome(watch)
@@ -130,9 +136,9 @@ def test_watch_process_tells_status_signal_and_core(start: Start) -> None:
         assert (payload["signal"], payload["signal_name"], payload["core_dumped"]) == (15, "SIGTERM", False)
 
 
-def test_watch_socket_shows_connections(start: Start, tmp_path: Path) -> None:
+def test_watch_socket_shows_connections(start: Start) -> None:
     watch = start("watch", "socket", "listen=tcp:127.0.0.1:0", "-o", "jsonl", "--label", "listener")
-    identity = until_armed(start, "listener")
+    identity = until_armed(watch, "listener")
     job = json.loads(outcome(start("show-job", str(identity), "-o", "json"))[1])
     address = next(text for text in job["details"].values() if "127.0.0.1:" in text)
     port = int(address.split()[0].rsplit(":", 1)[1])
@@ -202,7 +208,7 @@ def test_wait_for_a_process_that_is_gone_is_not_found_unless_that_is_fine(start:
 
 def test_wait_says_that_its_job_was_shut_down(start: Start) -> None:
     waiting = start("wait", "user", "channel=never", "--label", "doomed")
-    outcome(start("shutdown-job", str(until_armed(start, "doomed"))))
+    outcome(start("shutdown-job", str(until_armed(waiting, "doomed"))))
     code, out, err = outcome(waiting)
     assert (code, out) == (EXIT_REFUSED, "")
     assert "JOB_ENDED" in err
@@ -221,7 +227,7 @@ def test_on_runs_the_command_with_the_event(start: Start) -> None:
 
 def test_on_tells_a_failed_run_and_the_daemon_knows_it(start: Start) -> None:
     handler = start("on", "user", "channel=work", "--label", "failing", "--", "sh", "-c", "exit 3")
-    identity = until_armed(start, "failing")
+    identity = until_armed(handler, "failing")
     assert outcome(start("raise", "work", "x"))[0] == 0
     assert handler.stderr is not None
     assert "sh: exited with status 3" in handler.stderr.readline()
@@ -260,7 +266,7 @@ def test_signal_ends_on_together_with_its_command(start: Start) -> None:
 
 def test_raise_reaches_a_watcher_from_arguments_and_standard_input(start: Start) -> None:
     watch = start("watch", "user", "channel=news", "--count", "5", "-o", "json", "--label", "reader")
-    until_armed(start, "reader")
+    until_armed(watch, "reader")
     assert outcome(start("raise", "news", '{"version": 7}')) == (0, "", "")
     assert outcome(start("raise", "news"))[0] == 0
     assert outcome(start("raise", "news", "-", stdin=subprocess.PIPE), "a\nb\n")[0] == 0

@@ -10,7 +10,7 @@ import click
 from aemd.cli.completion import complete_modules, complete_parameters
 from aemd.cli.eventline import event_line, gap_line
 from aemd.cli.failure import Exit, Failure, note
-from aemd.cli.halt import Halt, Halted, watch_stdout
+from aemd.cli.halt import Halt, Halted
 from aemd.cli.parameters import SIZE, SPAN, check_parameters, split_parameters, unknown_module
 from aemd.cli.verb import Settings, Verb
 
@@ -183,8 +183,7 @@ def watch(
     """
     seen = 0
     halt = Halt()
-    with settings.client(reconnect=True) as client, halt.armed(timeout_ns):
-        watch_stdout()
+    with settings.client(reconnect=True) as client, halt.armed(timeout_ns, stdout=True):
         parameters = checked_parameters(client, module, words)
         chosen = job_options(**options)
         stream = client.events(module, label=label or "aemctl watch", options=chosen, params=parameters)
@@ -247,7 +246,7 @@ def wait(
     already is exit code 4, or 0 with --missing-ok.
     """
     halt = Halt()
-    with settings.client(reconnect=True) as client, halt.armed(timeout_ns):
+    with settings.client(reconnect=True) as client, halt.armed(timeout_ns, stdout=True):
         parameters = checked_parameters(client, module, words)
         chosen = job_options(one_shot=True, **options)
         try:

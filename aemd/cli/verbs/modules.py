@@ -103,8 +103,13 @@ def module_facts(row: Row) -> list[tuple[str, str]]:
     facts += _listed("parameters", [(p["name"], _parameter_text(p)) for p in row["parameters"]])
     facts += _listed("events", [(e["name"], e["description"]) for e in row["events"]])
     facts += _listed("operations", [(o["name"], _operation_text(o)) for o in row["operations"]])
-    facts += _listed("examples", [(f"aemctl watch {text}", "") for text in row["examples"]])
+    facts += _listed("examples", [(_example(row["id"], text), "") for text in row["examples"]])
     return [(name, safe(text)) for name, text in facts if text]
+
+
+def _example(module: str, text: str) -> str:
+    """A module's example as a command; it may or may not begin with the module's name."""
+    return f"aemctl watch {text}" if text.split()[:1] == [module] else f"aemctl watch {module} {text}"
 
 
 def _listed(title: str, items: list[tuple[str, str]]) -> list[tuple[str, str]]:
