@@ -27,13 +27,19 @@ _USER_CHANNEL, _USER_PAYLOAD, _USER_UID, _USER_PID = b"\x0a", b"\x12", b"\x18", 
 
 
 class _Channel:
-    """One channel and its jobs, by id; `open_jobs` counts those that are stopped as well."""
+    """One channel and its jobs, by id; `open_jobs` counts those that are stopped as well.
 
-    __slots__ = ("armed", "name", "open_jobs", "owner")
+    What every Raise on it needs is made once: the act that is checked, and the name as it is encoded.
+    """
+
+    __slots__ = ("act", "armed", "encoded", "name", "open_jobs", "owner")
 
     def __init__(self, owner: Owner, name: str) -> None:
+        encoded = name.encode()
         self.owner = owner
         self.name = name
+        self.act = _raising(owner, name)
+        self.encoded = _USER_CHANNEL + _varint(len(encoded)) + encoded
         self.open_jobs = 0
         self.armed: dict[int, Job] = {}
 
@@ -77,6 +83,12 @@ class User(Basic):
         self._host = host
         self._channels: dict[tuple[Owner, str], _Channel] = {}
         self._used: dict[Owner, int] = {}
+        # Parts of an encoded event that outlast one Raise: the times are those of the loop's turn, and a
+        # program raises more than once.
+        self._times = (0, 0)
+        self._head = b""
+        self._sender: Principal | None = None
+        self._tail = b""
 
     def raise_events(
         self, principal: Principal, channel: str, payloads: Sequence[bytes], uid: int | None = None
@@ -86,13 +98,15 @@ class User(Basic):
         INVALID_ARGUMENT for a bad channel name, no payload, or one over limits.payload_bytes;
         PERMISSION_DENIED for another's channel. Either all payloads are raised or none.
         """
-        _check_name("channel", channel)
-        self._check_payloads(payloads)
-        owner = self._owner(principal, uid, f"raise on channel {channel}")
+        owner = _owner(principal, uid)
         found = self._channels.get((owner, channel))
+        if found is None:
+            _check_name("channel", channel)
+        self._host.right(principal, _raising(owner, channel) if found is None else found.act)
+        self._check_payloads(payloads)
         if found is None or not found.armed:
             return 0
-        events = self._encode(principal, channel, payloads)
+        events = self._encode(principal, found, payloads)
         jobs = list(found.armed.values())
         if len(events) == 1:
             for job in jobs:
@@ -108,7 +122,8 @@ class User(Basic):
         assert isinstance(name, str)
         assert uid is None or isinstance(uid, int)
         _check_name("params.channel", name)
-        owner = self._owner(job.owner, uid, f"listen to channel {name}")
+        owner = _owner(job.owner, uid)
+        self._host.right(job.owner, Act(what=f"listen to channel {name}", owner=owner))
         channel = self._channels.get((owner, name))
         if channel is None:
             channel = self._new_channel(owner, name)
@@ -143,12 +158,6 @@ class User(Basic):
             "listeners": str(len(channel.armed)),
         }
 
-    def _owner(self, principal: Principal, uid: int | None, what: str) -> Owner:
-        own = principal.owner
-        owner = own if uid is None or uid == own.uid else Owner(uid)
-        self._host.right(principal, Act(what=what, owner=owner))
-        return owner
-
     def _new_channel(self, owner: Owner, name: str) -> _Channel:
         used, limit = self._used.get(owner, 0), self._host.limits.channels_per_uid
         if used >= limit:
@@ -175,21 +184,9 @@ class User(Basic):
                 limit=limit,
             )
 
-    def _encode(self, principal: Principal, channel: str, payloads: Sequence[bytes]) -> list[bytes]:
+    def _encode(self, principal: Principal, channel: _Channel, payloads: Sequence[bytes]) -> list[bytes]:
         """The Events of one Raise, as protobuf would encode them."""
-        reactor = self._host.reactor
-        name = channel.encode()
-        head = b"".join(
-            (
-                _EVENT_TYPE,
-                _EVENT_REAL + _varint(reactor.real_ns()),
-                _EVENT_MONO + _varint(reactor.mono_ns()),
-                _EVENT_USER,
-            )
-        )
-        before = _USER_CHANNEL + _varint(len(name)) + name
-        after = _USER_UID + _varint(principal.uid) if principal.uid else b""
-        after += _USER_PID + _varint(principal.pid) if principal.pid else b""
+        head, before, after = self._event_head(), channel.encoded, self._event_tail(principal)
         events = []
         length = -1
         for payload in payloads:
@@ -200,6 +197,31 @@ class User(Basic):
                 start = b"".join((head, _varint(size), before, data))
             events.append(b"".join((start, payload, after)))
         return events
+
+    def _event_head(self) -> bytes:
+        reactor = self._host.reactor
+        times = (reactor.real_ns(), reactor.mono_ns())
+        if times != self._times:
+            self._times = times
+            real, mono = map(_varint, times)
+            self._head = b"".join((_EVENT_TYPE, _EVENT_REAL, real, _EVENT_MONO, mono, _EVENT_USER))
+        return self._head
+
+    def _event_tail(self, principal: Principal) -> bytes:
+        if principal is not self._sender:
+            self._sender = principal
+            self._tail = _USER_UID + _varint(principal.uid) if principal.uid else b""
+            self._tail += _USER_PID + _varint(principal.pid) if principal.pid else b""
+        return self._tail
+
+
+def _owner(principal: Principal, uid: int | None) -> Owner:
+    own = principal.owner
+    return own if uid is None or uid == own.uid else Owner(uid)
+
+
+def _raising(owner: Owner, channel: str) -> Act:
+    return Act(what=f"raise on channel {channel} of uid {owner.uid}", owner=owner)
 
 
 def _channel(job: Job) -> _Channel:

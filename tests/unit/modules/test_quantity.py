@@ -1,4 +1,4 @@
-"""Time spans, points in time and sizes as people write them; systemd-analyze(1) is asked where there is one."""
+"""Time spans, points in time and sizes as people write them; systemd-analyze(1) is asked."""
 
 from __future__ import annotations
 
