@@ -34,7 +34,7 @@ class _Watched:
     def __init__(self, owner: Owner, source: ProcessExit, charged: Job) -> None:
         self.owner = owner
         self.source = source
-        self.charged = charged  # who pays for the descriptor
+        self.charged: Job | None = charged  # who pays for the descriptor
         self.jobs: dict[int, Job] = {}
         self.armed: dict[int, Job] = {}
         self.told: set[int] = set()  # an end is told once, also to who is stopped and started again
@@ -129,11 +129,7 @@ class Process(Basic):
         if not watched.jobs:
             self._forget(watched)
         elif watched.charged is job:
-            # The same user pays before and after, so what is given back suffices for the next.
-            heir = next(iter(watched.jobs.values()))
-            self._host.refund(job, 1)
-            self._host.charge(heir, 1)
-            watched.charged = heir
+            self._hand_on_charge(watched, job)
 
     def sync(self, job: Job, done: Callable[[], None]) -> None:
         """A process that has ended is reported before `done`, with what is known by now."""
@@ -161,6 +157,16 @@ class Process(Basic):
         watched = _Watched(job.owner.owner, source, job)
         self._watched[watched.owner, pid] = watched
         return watched
+
+    def _hand_on_charge(self, watched: _Watched, leaving: Job) -> None:
+        heir = next(iter(watched.jobs.values()))
+        self._host.refund(leaving, 1)
+        try:
+            self._host.charge(heir, 1)
+        except AemError:  # the daemon is short of descriptors, but this one is open and stays so
+            watched.charged = None
+        else:
+            watched.charged = heir
 
     def _forget(self, watched: _Watched) -> None:
         watched.source.close()

@@ -393,6 +393,17 @@ def test_jobs_of_one_user_share_a_descriptor_and_its_charge_moves_on(host, modul
     assert len(os.listdir("/proc/self/fd")) == descriptors - 1  # the child's gate is closed as well
 
 
+def test_a_shared_descriptor_outlives_a_shortage_of_descriptors(host, module, child):
+    one = child(lambda: os._exit(2))
+    first, second = watch(host, module, one.pid), watch(host, module, one.pid)
+    host.descriptors_max = 0
+    module.close(first)
+    one.end()
+    assert told(host).exit_status == 2
+    module.close(second)
+    assert not +host.charged
+
+
 def test_close_while_armed_leaves_nothing_behind(host, module, child):
     one = child()
     module.close(watch(host, module, one.pid))
