@@ -7,7 +7,9 @@ reads the module's code anew from disk:
 - of somebody else's package, the whole top-level package that the entry point names;
 - of the daemon's own modules, the file (or folder) that the entry point names. What modules share with each
   other and with the core (sources, contract, parameters) changes with a restart of the daemon, not here:
-  two versions of a source at work at once would be two owners of one kernel object.
+  two versions of a source at work at once would be two owners of one kernel object;
+- of protobuf messages the first version stays: a process knows one file of a name. A module whose .proto has
+  changed is refused until the daemon is restarted.
 
 A module is built before it takes anybody's place: one that does not import, raises, or describes itself
 wrongly leaves everything as it was. Jobs are the caller's business: they are shut down before `install()`
