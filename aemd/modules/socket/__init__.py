@@ -5,8 +5,8 @@ own, 8 bytes big-endian, and its life is told in events: accepted, data ..., end
 families the key is the sender. What handlers answer, and what is sent at any other time, are operations on
 a key.
 
-`settings.py` has the parameters, `event.py` the encoding, `listener.py` and `connection.py` the connections,
-`datagram.py` the rest; what the kernel does stands in `sources/socket.py`.
+`settings.py` has the parameters, `event.py` the encoding, `listener.py`, `connection.py` and `discard.py` the
+connections, `datagram.py` the rest; what the kernel does stands in `sources/socket.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aemd.modules.socket.event import Clock
 from aemd.modules.socket.listener import Listener
 from aemd.modules.socket.settings import PARAMETERS, Settings, settings
 from aemd.modules.socket.shared import Shared
-from aemd.sources.socket import Binder, Bound
+from aemd.sources.bound import Binder, Bound
 
 DESCRIPTION = Description(
     name="socket",

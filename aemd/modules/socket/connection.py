@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING
 
 from aemd.core.errors import AemError, Code, exhausted, invalid
 from aemd.core.limits import SECOND
+from aemd.modules.socket.discard import DISCARD_READS, Discard
 from aemd.modules.socket.event import connection_field, encode_data, key_field
 from aemd.sources.framing import FrameIncompleteError, Framing
+from aemd.sources.output import MessageOutput, StreamOutput
 from aemd.sources.reactor import Timer
-from aemd.sources.socket import DISCARD_NS, MessageOutput, StreamOutput, ended, leave, reset, shut
+from aemd.sources.socket import ended, leave, reset, shut
 from aemd.v1 import socket_pb2
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 FRAMES_PER_TURN = 256  # a quarter of a job's queue
 STALL_NS = 30 * SECOND  # a peer that takes nothing for so long gets no more; nginx: send_timeout 60 s
-DISCARD_READS = 16  # reads of one turn while discarding
 UNWATCHED = -1
 
 
@@ -489,43 +490,3 @@ class _Waiting:
 
 
 _WAITING: Timer = _Waiting()
-
-
-class Discard:
-    """A closed connection whose peer may still be sending: reads and throws away, for a short time."""
-
-    __slots__ = ("_listener", "_sock", "_timer")
-
-    def __init__(self, listener: Listener, sock: socket.socket) -> None:
-        self._listener = listener
-        self._sock = sock
-        listener.discards.add(self)
-        self._timer = listener.monotonic.call_at(listener.reactor.mono_ns() + DISCARD_NS, self._late)
-        listener.reactor.add(sock.fileno(), EPOLLIN, self._ready)
-
-    def _ready(self, _events: int) -> None:
-        try:
-            for _ in range(DISCARD_READS):
-                if not self._sock.recv_into(self._listener.discarded):
-                    break
-            else:
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass  # reset: the peer is gone, which is all that was waited for
-        self._done()
-
-    def _late(self, _now_ns: int) -> None:
-        self._done()
-
-    def _done(self) -> None:
-        self.drop()
-        self._listener.discards.discard(self)
-        self._listener.release()
-
-    def drop(self) -> None:
-        """Close now."""
-        self._timer.cancel()
-        leave(self._listener.reactor, self._sock)
-        self._sock.close()

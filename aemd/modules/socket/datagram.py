@@ -31,10 +31,10 @@ from aemd.modules.socket.event import (
 )
 from aemd.modules.socket.settings import Settings
 from aemd.modules.socket.shared import Shared
+from aemd.sources.bound import Bound
 from aemd.sources.socket import (
     ACCEPT_AGAIN,
     SHORTAGE,
-    Bound,
     Credentials,
     RawAddress,
     drops,

@@ -18,16 +18,17 @@ from select import EPOLLIN
 from aemd.core.errors import AemError, Code, invalid
 from aemd.core.limits import MS
 from aemd.modules.contract import Address, Host, Job
-from aemd.modules.socket.connection import Connection, Discard
+from aemd.modules.socket.connection import Connection
+from aemd.modules.socket.discard import Discard
 from aemd.modules.socket.event import Clock, address, address_message, credentials_message
 from aemd.modules.socket.settings import Settings
 from aemd.modules.socket.shared import Shared
+from aemd.sources.bound import Bound
 from aemd.sources.reactor import Reactor, Timer, TimerQueue
 from aemd.sources.socket import (
     ACCEPT_AGAIN,
     NUMBERS,
     SHORTAGE,
-    Bound,
     RawAddress,
     accept,
     leave,
@@ -78,6 +79,7 @@ class Listener:
         self._watched = False
         self._held: list[tuple[bytes, bytes]] = []
         self._accepted = 0
+        self._failed = False
         self._later: list[Callable[[], None]] = []  # syncs that wait for the job to be resumed
 
     # -- the job
@@ -210,8 +212,12 @@ class Listener:
                     continue
                 self._stall(f"accept4: {error.strerror}")
                 if error.errno not in SHORTAGE:
+                    self._failed = True
                     self.host.fail(self.job, self._stalled)
                 return
+            if self._failed:
+                self._failed = False
+                self.host.restore(self.job)
             self._admit(sock, raw)
 
     def _admit(self, sock: socket.socket, raw: RawAddress) -> None:

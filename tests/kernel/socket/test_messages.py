@@ -52,6 +52,19 @@ def test_frame_too_long_closes_after_the_messages_before_it_and_the_answers(rig)
     assert rig.receive_end(client) == b""
 
 
+def test_answers_before_a_frame_that_is_too_long_go_out(rig, tmp_path):
+    job = rig.open(f"unix:{tmp_path}/s", framing="length", message_max=10)
+    client, key = rig.connect(job)
+    count, _ = rig.fill(job, key, lambda _: b"x" * 50_000)
+    client.send(b"\0\0\1\0")
+    rig.quiet()
+    assert not rig.of("closed", key)
+    with pytest.raises(AemError, match="ended"):
+        rig.op(job, key, "write", b"more")
+    assert len(rig.receive_end(client)) == count * 50_000
+    assert rig.closed(key).socket.reason == "frame-too-long"
+
+
 def test_stream_that_ends_inside_a_message_says_so(rig):
     job = rig.open("tcp:127.0.0.1:0", framing="length")
     client, key = rig.connect(job)

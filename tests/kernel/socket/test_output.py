@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 
 import pytest
 
 from aemd.core.errors import AemError
+from aemd.modules.socket import connection, discard
 
+MS = 1_000_000
 ROOM = 256 * 1024
 
 
@@ -136,3 +140,37 @@ def test_closing_the_job_while_output_waits_gives_everything_back(rig, tmp_path)
     rig.close(job)
     assert rig.host.charged[job.id] == 0
     rig.quiet()
+
+
+def test_peer_that_takes_nothing_holds_an_ending_connection_only_so_long(rig, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "STALL_NS", 20 * MS)
+    job = rig.open(f"unix:{tmp_path}/s")
+    _, key = rig.connect(job)
+    rig.fill(job, key, lambda _: b"x" * 50_000)
+    rig.op(job, key, "write-close")
+    closed = rig.closed(key).socket
+    assert (closed.reason, closed.error_number) == ("closed", errno.ETIMEDOUT)
+    assert rig.host.charged[job.id] == 1
+
+
+def test_peer_that_never_closes_holds_the_descriptor_only_so_long(rig, monkeypatch):
+    monkeypatch.setattr(discard, "DISCARD_NS", 20 * MS)
+    job = rig.open("tcp:127.0.0.1:0")
+    client, key = rig.connect(job)
+    rig.op(job, key, "write-close", b"bye")
+    assert rig.closed(key).socket.bytes_out == 3
+    client.send(b"never mind")
+    rig.until(lambda: rig.host.charged[job.id] == 1)
+
+
+def test_endless_stream_of_answers_keeps_a_half_open_connection(rig):
+    job = rig.open("tcp:127.0.0.1:0", end_timeout=500 * MS)
+    client, key = rig.connect(job)
+    client.shutdown(socket.SHUT_WR)
+    rig.until(lambda: rig.of("end", key))
+    ended_ns = rig.of("end", key)[0].mono_time_ns
+    while rig.loop.mono_ns() < ended_ns + 800 * MS:
+        rig.op(job, key, "write", b"x")
+        rig.loop.turn(MS)
+    assert not rig.of("closed", key)
+    assert rig.closed(key).socket.reason == "eof"

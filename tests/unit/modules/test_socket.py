@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aemd.core.errors import AemError
+from aemd.core.errors import AemError, Code
 from aemd.core.limits import Limits
 from aemd.modules.address import parse_address
 from aemd.modules.contract import Kind
@@ -25,6 +26,7 @@ from aemd.modules.socket.event import (
     varint,
 )
 from aemd.modules.socket.settings import PARAMETERS, Settings, settings
+from aemd.sources.bound import refusal
 from aemd.sources.framing import LengthFraming, LineFraming
 from aemd.sources.socket import parse_credentials, parse_name
 from aemd.v1 import event_pb2, job_pb2, socket_pb2
@@ -199,3 +201,23 @@ def test_key_leads_back_to_the_sender(family, raw):
 def test_no_bytes_are_a_key_by_chance(data):
     with pytest.raises(AemError):
         Keys(b"secret").decode(data, socket.AF_INET)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [
+        (errno.EADDRINUSE, Code.ALREADY_EXISTS, "ADDRESS_IN_USE"),
+        (errno.EADDRNOTAVAIL, Code.INVALID_ARGUMENT, "ADDRESS_NOT_AVAILABLE"),
+        (errno.EACCES, Code.PERMISSION_DENIED, "NOT_ALLOWED"),
+        (errno.EAFNOSUPPORT, Code.FAILED_PRECONDITION, "FAMILY_NOT_SUPPORTED"),
+        (errno.EMFILE, Code.RESOURCE_EXHAUSTED, "SYSTEM_LIMIT"),
+        (errno.ENOENT, Code.INVALID_ARGUMENT, "INVALID_FIELD"),
+        (errno.EIO, Code.FAILED_PRECONDITION, "SYSTEM_CALL_FAILED"),
+    ],
+)
+def test_what_bind_says_becomes_an_error_with_the_address_and_the_errno(number, code, reason):
+    error = refusal("bind", parse_address("tcp:192.0.2.1:80"), OSError(number, "x"))
+    assert (error.code, error.reason) == (code, reason)
+    assert "tcp:192.0.2.1:80" in error.message
+    assert error.details["errno"] == errno.errorcode[number]
+    assert error.details["field"] == "params.listen"

@@ -1,0 +1,243 @@
+"""Sockets with an address: what may go wrong with one, and who holds it.
+
+The traps of bind(2), listen(2) and Unix paths stand in `sources/socket.py`. Everything that a caller can
+have got wrong is an AemError of bind() or listen(), with the address and the system call's name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aemd.core.errors import AemError, Code, invalid
+from aemd.sources.socket import SHORTAGE, Name, RawAddress, parse_name
+
+UNIX_PATH_BYTES_MAX = 107  # sizeof(sockaddr_un.sun_path) without its closing NUL; unix(7)
+
+_FAMILIES = {
+    "tcp": (socket.AF_UNSPEC, socket.SOCK_STREAM),
+    "udp": (socket.AF_UNSPEC, socket.SOCK_DGRAM),
+    "unix": (socket.AF_UNIX, socket.SOCK_STREAM),
+    "unix-dgram": (socket.AF_UNIX, socket.SOCK_DGRAM),
+    "unix-seqpacket": (socket.AF_UNIX, socket.SOCK_SEQPACKET),
+}
+
+
+class Place(Protocol):
+    """Where to listen. `family` is one of tcp, udp, unix, unix-dgram, unix-seqpacket."""
+
+    @property
+    def family(self) -> str: ...  # noqa: D102
+    @property
+    def host(self) -> str: ...  # noqa: D102
+    @property
+    def port(self) -> int: ...  # noqa: D102
+    @property
+    def path(self) -> bytes: ...  # noqa: D102
+
+
+def resolve(place: Place) -> tuple[socket.AddressFamily, socket.SocketKind, RawAddress]:
+    """Address family, type and raw address of `place`. Names are not looked up: that could take seconds.
+
+    Raises AemError INVALID_FIELD.
+    """
+    family, kind = _FAMILIES[place.family]
+    if family == socket.AF_UNIX:
+        return family, kind, _unix_path(place.path)
+    try:
+        found = socket.getaddrinfo(
+            place.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0"),
+            place.port,
+            type=kind,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV | socket.AI_PASSIVE,
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        raise invalid(
+            "params.listen",
+            f"{place.host!r} is not an IP address; host names are not looked up. Give an IPv4 address such "
+            "as 127.0.0.1, an IPv6 address such as [::1], or 0.0.0.0 or [::] for all interfaces",
+        ) from error
+    return found[0][0], kind, found[0][4]  # type: ignore[return-value]
+
+
+def _unix_path(path: bytes) -> bytes:
+    abstract = path.startswith(b"\0")
+    limit = UNIX_PATH_BYTES_MAX + abstract
+    shown = os.fsdecode(path.replace(b"\0", b"@", 1) if abstract else path)
+    if not path.strip(b"\0"):
+        raise invalid("params.listen", "a Unix socket needs a path, or a name after @")
+    if not abstract and not path.startswith(b"/"):
+        raise invalid(
+            "params.listen", f"{shown!r} is relative; give the whole path, or @{shown} for an abstract name"
+        )
+    if not abstract and b"\0" in path:
+        raise invalid("params.listen", f"{shown!r} holds a NUL byte")
+    if len(path) > limit:
+        raise invalid("params.listen", f"{shown!r} has {len(path)} bytes; a Unix socket takes {limit}")
+    return path
+
+
+def refusal(call: str, place: Place, error: OSError) -> AemError:
+    """What a system call said about an address, as the caller's error; see errno(3) of bind(2), listen(2)."""
+    number = error.errno or 0
+    name = errno.errorcode.get(number, str(number))
+    facts = {"field": "params.listen", "address": str(place), "errno": name, "call": call}
+    said = f"{place}: {call}: {os.strerror(number)}"
+    if number == errno.EADDRINUSE:
+        return AemError(
+            Code.ALREADY_EXISTS,
+            "ADDRESS_IN_USE",
+            f"{place}: the address is in use; take another one, or end what listens there",
+            **facts,
+        )
+    if number == errno.EADDRNOTAVAIL:
+        message = f"{place}: no interface of this machine has that address; see `ip address`"
+        return AemError(Code.INVALID_ARGUMENT, "ADDRESS_NOT_AVAILABLE", message, **facts)
+    if number in (errno.EACCES, errno.EPERM):
+        return AemError(Code.PERMISSION_DENIED, "NOT_ALLOWED", f"{said}: the daemon may not do this", **facts)
+    if number in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+        message = f"{place}: this kernel has no such sockets ({os.strerror(number)})"
+        return AemError(
+            Code.FAILED_PRECONDITION, "FAMILY_NOT_SUPPORTED", message, feature=place.family, **facts
+        )
+    if number in SHORTAGE:
+        return AemError(Code.RESOURCE_EXHAUSTED, "SYSTEM_LIMIT", said, **facts)
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENODEV):
+        return AemError(Code.INVALID_ARGUMENT, "INVALID_FIELD", f"params.listen: {said}", **facts)
+    return AemError(Code.FAILED_PRECONDITION, "SYSTEM_CALL_FAILED", said, **facts)
+
+
+@dataclass(slots=True, eq=False)
+class Bound:
+    """A socket with its address. `inode`: (device, inode) of its path, if it has one."""
+
+    socket: socket.socket
+    place: Place
+    shared: tuple[str, int] | None = None
+    inode: tuple[int, int] | None = None
+
+    def name(self) -> Name:
+        """Its name, with the port that the kernel chose."""
+        return parse_name(self.socket.getsockname())
+
+    def listen(self, backlog: int) -> None:
+        """Let the kernel make connections. Raises AemError ADDRESS_IN_USE."""
+        try:
+            if self.socket.family != socket.AF_UNIX:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.listen(backlog)
+        except OSError as error:
+            raise refusal("listen", self.place, error) from error
+
+
+class Binder:
+    """Binds sockets, and knows what it has bound."""
+
+    def __init__(self) -> None:
+        self._inodes: set[tuple[int, int]] = set()
+        self._shared: dict[tuple[str, int], tuple[Hashable, int]] = {}
+
+    def bind(
+        self, place: Place, *, owner: Hashable, reuse_port: bool = False, mode: int | None = None
+    ) -> Bound:
+        """A bound socket, non-blocking and close-on-exec; it does not listen yet.
+
+        `reuse_port`: `owner` may bind the same port again. `mode`: permission bits of a Unix path; without
+        it the umask decides. Raises AemError.
+        """
+        family, kind, raw = resolve(place)
+        try:
+            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise refusal("socket", place, error) from error
+        bound = Bound(sock, place)
+        try:
+            if family == socket.AF_UNIX:
+                self._bind_unix(bound, kind, mode)
+            else:
+                self._bind_inet(bound, raw, owner=owner, reuse_port=reuse_port)
+        except OSError as error:
+            sock.close()
+            raise refusal("bind", place, error) from error
+        except AemError:
+            sock.close()
+            raise
+        return bound
+
+    def close(self, bound: Bound) -> None:
+        """Close the socket, and remove its path if it is still the one that was bound."""
+        bound.socket.close()
+        if bound.inode is not None:
+            self._inodes.discard(bound.inode)
+            try:
+                if _inode(bound.place.path) == bound.inode:
+                    os.unlink(bound.place.path)
+            except OSError:
+                pass  # somebody else has taken it away: nothing is left to do
+        if bound.shared is not None:
+            owner, count = self._shared.pop(bound.shared)
+            if count > 1:
+                self._shared[bound.shared] = (owner, count - 1)
+
+    def _bind_inet(self, bound: Bound, raw: RawAddress, *, owner: Hashable, reuse_port: bool) -> None:
+        sock = bound.socket
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(bound.place.host))
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            sock.bind(raw)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or sock.type != socket.SOCK_STREAM:
+                raise
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(raw)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        if reuse_port:
+            self._share(bound, owner)
+
+    def _share(self, bound: Bound, owner: Hashable) -> None:
+        key = (bound.place.family, bound.name().port)
+        holder, count = self._shared.get(key, (owner, 0))
+        if holder != owner:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        self._shared[key] = (owner, count + 1)
+        bound.shared = key
+
+    def _bind_unix(self, bound: Bound, kind: int, mode: int | None) -> None:
+        sock, path = bound.socket, bound.place.path
+        if mode is not None:
+            os.fchmod(sock.fileno(), mode)
+        if kind == socket.SOCK_DGRAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or path.startswith(b"\0") or not self._stale(path, kind):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+        if path.startswith(b"\0"):
+            return
+        if mode is not None:
+            os.chmod(path, mode)
+        bound.inode = _inode(path)
+        self._inodes.add(bound.inode)
+
+    def _stale(self, path: bytes, kind: int) -> bool:
+        """A socket file that nobody holds any more."""
+        found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode) or (found.st_dev, found.st_ino) in self._inodes:
+            return False
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
+            return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def _inode(path: bytes) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
