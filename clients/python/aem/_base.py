@@ -181,12 +181,11 @@ class BaseClient:
         """The next entry to handle."""
         with self._lock:
             while (entry := self._dispatcher.take()) is not None:
-                if entry.binding.registration.given_up:
-                    self._protocol.discard(entry)
-                    self._dispatcher.done(entry)
-                    continue
-                self._protocol.begin(entry)
-                return entry
+                if not entry.binding.registration.given_up:
+                    entry.begin()
+                    return entry
+                self._protocol.discard(entry)
+                self._dispatcher.done(entry)
             return None
 
     def _call_handler(self, entry: Entry) -> tuple[Outcome | None, Any]:
@@ -221,7 +220,8 @@ class BaseClient:
     def _finish(self, entry: Entry, outcome: Outcome) -> None:
         """`entry` is dealt with."""
         with self._lock:
-            self._protocol.finish(entry, outcome)
+            if self._session is not None:
+                self._session.finish(entry, outcome)
             self._dispatcher.done(entry)
         self._paced_flush()
 

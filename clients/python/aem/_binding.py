@@ -99,6 +99,11 @@ class Entry:
         self.lane: object = None
         self.message: event_pb2.Event | None = None
 
+    def begin(self) -> None:
+        """Its handler is about to run; Session.finish() or discard() follows."""
+        self.begun = True
+        self.binding.running += 1
+
     def parse(self) -> event_pb2.Event:
         """The event; raises google.protobuf's DecodeError for bytes that are none."""
         if self.message is None:
@@ -140,19 +145,18 @@ class Binding:
         self._nacked: set[Cursor] = set()
         self._answers: dict[Cursor, session_pb2.ClientFrame] = {}
 
-    def finish(self, entry: Entry, outcome: Outcome) -> tuple[list[session_pb2.ClientFrame], bool]:
-        """Note that `entry` is dealt with; returns frames to send, and whether an Ack is due some time."""
+    def finish(self, entry: Entry, outcome: Outcome) -> list[session_pb2.ClientFrame] | None:
+        """Note that `entry` is dealt with; returns frames to send, or None if an Ack is due some time."""
         cursor = (entry.epoch, entry.last)
-        if self.acknowledgement == EXPLICIT:
-            frame = self._answer(cursor, outcome)
-            self._answers[cursor] = frame
-            return [frame], False
-        if self.acknowledgement != CUMULATIVE:
-            return [], False
-        if outcome is SUCCESS and not self._nacked:
-            self.handled = cursor
-            return [], True
-        return self._finish_apart(cursor, outcome), False
+        if self.acknowledgement == CUMULATIVE:
+            if outcome is SUCCESS and not self._nacked:
+                self.handled = cursor
+                return None
+            return self._finish_apart(cursor, outcome)
+        if self.acknowledgement != EXPLICIT:
+            return []
+        frame = self._answers[cursor] = self._answer(cursor, outcome)
+        return [frame]
 
     def _finish_apart(self, cursor: Cursor, outcome: Outcome) -> list[session_pb2.ClientFrame]:
         frames = []
@@ -199,9 +203,10 @@ class Binding:
             frame.complete.reply.data = outcome.reply.data
         return frame
 
-    def confirm(self, cursor: Cursor) -> None:
+    def confirm(self, cursor: Cursor, frame: session_pb2.ClientFrame) -> None:
         """The daemon has read the answer for `cursor`."""
-        self._answers.pop(cursor, None)
+        if self._answers.get(cursor) is frame:
+            del self._answers[cursor]
 
     def answers(self) -> list[session_pb2.ClientFrame]:
         """The answers that the daemon may not have read."""
@@ -218,10 +223,10 @@ class Binding:
         again: list[session_pb2.ClientFrame] = []
         for entry in entries:
             cursor = (entry.epoch, entry.last)
+            if cursor in waiting:
+                continue
             if entry.attempts < 2 or cursor in self._nacked:
                 fresh.append(entry)
-            elif cursor in waiting:
-                continue
             elif cursor in self._answers:
                 if self._answers[cursor].HasField("nack"):
                     del self._answers[cursor]

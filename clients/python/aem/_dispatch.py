@@ -22,6 +22,7 @@ class Dispatcher:
         self._ready: deque[Entry] = deque()
         self._lanes: dict[object, deque[Entry]] = {}
         self._running: set[Entry] = set()
+        self._inline: Entry | None = None  # handled on the thread that took it
 
     def put(self, entries: list[Entry]) -> None:
         """Take entries, in order."""
@@ -36,7 +37,8 @@ class Dispatcher:
             entry = self._fifo.popleft()
             binding = entry.binding
             if not binding.registration.parallel:
-                return self._start(entry)
+                self._inline = entry
+                return entry
             key = entry.parse().key if binding.acknowledgement == EXPLICIT and entry.gap is None else b""
             entry.lane = (binding, key)
             lane = self._lanes.get(entry.lane)
@@ -52,9 +54,10 @@ class Dispatcher:
 
     def done(self, entry: Entry) -> None:
         """`entry` is dealt with: the next of its lane may run."""
-        self._running.discard(entry)
-        if entry.lane is None:
+        if entry is self._inline:
+            self._inline = None
             return
+        self._running.discard(entry)
         lane = self._lanes[entry.lane]
         if lane:
             self._ready.append(lane.popleft())
@@ -64,12 +67,13 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        """How many entries are being handled."""
+        """How many entries are being handled beside others."""
         return len(self._running)
 
     def waiting(self, binding: Binding) -> list[Entry]:
         """The entries of `binding` that wait or are being handled."""
-        places = [self._fifo, self._ready, self._running, *self._lanes.values()]
+        inline = [self._inline] if self._inline is not None else []
+        places = [inline, self._fifo, self._ready, self._running, *self._lanes.values()]
         return [entry for place in places for entry in place if entry.binding is binding]
 
     def ended(self) -> None:

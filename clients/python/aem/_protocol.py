@@ -15,17 +15,17 @@ All public methods take the lock; the face's callbacks are called with it held a
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
+from aem._answers import Answers
 from aem._binding import EXPLICIT, Binding, Entry, Outcome, Window
+from aem._commands import Commands, Frame
 from aem._registration import Registration
-from aem.errors import AemError, Code, ConnectionLost, from_status
+from aem._requests import Request, Waiter, lost
+from aem.errors import AemError, Code, from_status
 from aem.v1 import job_pb2, session_pb2
-
-Build = Callable[[], session_pb2.ClientFrame]
 
 log = logging.getLogger("aem")
 
@@ -33,50 +33,19 @@ SDK = "aem-python/0.1.0"
 VERSION = 1
 SESSION_EVENTS = 8_192
 SESSION_BYTES = 1024 * 1024
-BUNDLE_FRAMES = 512
-BUNDLE_BYTES = 256 * 1024  # a quarter of the daemon's limit on a message
-MESSAGE_BYTES = 1024 * 1024  # until Welcome says
-RAISE_EVENTS = 1_024  # in one frame
-CONFIRM_ANSWERS = 64  # so many answers are kept until the daemon is asked whether it has read them
-CONFIRM_BYTES = 256 * 1024
+# Errors after which opening another stream makes no sense.
+FINAL = (
+    Code.INVALID_ARGUMENT,
+    Code.PERMISSION_DENIED,
+    Code.UNAUTHENTICATED,
+    Code.UNIMPLEMENTED,
+    Code.FAILED_PRECONDITION,
+    Code.ABORTED,
+)
+STALE = (Code.NOT_FOUND, Code.FAILED_PRECONDITION)  # an answer that came too late is nothing to worry about
 
 
-class Waiter(Protocol):
-    """A future, concurrent.futures' or asyncio's."""
-
-    def done(self) -> bool:
-        """It has a result, or nobody waits any more."""
-
-    def set_result(self, result: Any, /) -> None:
-        """It is done."""
-
-    def set_exception(self, exception: Any, /) -> None:
-        """It failed."""
-
-
-class Request:
-    """A question to the daemon that has no answer yet."""
-
-    __slots__ = ("build", "registration", "repeatable", "sent", "then", "waiter")
-
-    def __init__(
-        self,
-        build: Build,
-        waiter: Waiter | None,
-        *,
-        registration: Registration | None,
-        repeatable: bool,
-        then: Callable[[AemError | None], None] | None,
-    ) -> None:
-        self.build = build
-        self.waiter = waiter
-        self.registration = registration
-        self.repeatable = repeatable
-        self.then = then
-        self.sent = False
-
-
-class Session:
+class Session(Commands):
     """The state machine.
 
     `future` makes the face's futures; `output` is called when take() has something, `ended` when the session
@@ -92,33 +61,23 @@ class Session:
         output: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
+        super().__init__(lock=lock, future=future, output=output)
         self.label = label
         self.id = 0
-        self.connected = False
         self.draining = False
         self.leaving = False  # the program ends the session
-        self.failure: AemError | None = None  # why it ended for good
-        self.limits = session_pb2.Limits(message_bytes=MESSAGE_BYTES)
-        self.registrations: list[Registration] = []
-        self._lock = lock
-        self._future = future
-        self._output = output
+        self.registrations: dict[Registration, None] = {}
         self._ended = ended
         self._token = b""
         self._window = Window(SESSION_EVENTS, SESSION_BYTES)
         self._bindings: dict[int, Binding] = {}
         self._jobs: dict[int, Registration] = {}
-        self._requests: dict[int, Request] = {}
-        self._next_request = 1
-        self._out: deque[session_pb2.ClientFrame] = deque()
         self._due: set[Binding] = set()  # bindings that owe an Ack
-        self._unconfirmed: deque[tuple[Binding, tuple[int, int]]] = deque()
-        self._asked = 0  # how many of them the newest question covers
-        self._unasked_bytes = 0
+        self._answers = Answers()
 
     # -- streams
 
-    def hello(self) -> session_pb2.ClientFrame:
+    def hello(self) -> Frame:
         """The first frame of a new stream."""
         with self._lock:
             received = [
@@ -138,46 +97,21 @@ class Session:
                 received=received if self._token else [],
                 credit=self._window.reopen(),
             )
-            return session_pb2.ClientFrame(request_id=0, hello=hello)
+            return Frame(request_id=0, hello=hello)
 
     def lost(self, error: AemError) -> bool:
         """The stream ended. Returns whether trying again makes sense."""
         with self._lock:
-            self.connected = False
-            self._out.clear()
-            if self._token and error.code is Code.NOT_FOUND:
-                self._token = b""
-                return True
-            for number, request in list(self._requests.items()):
-                if request.sent and not request.repeatable:
-                    self._fail(
-                        number,
-                        _lost("the connection broke before the answer came; it may or may not be done"),
-                    )
-            return error.code not in _FINAL
+            self._drop_stream()
+            return error.code not in FINAL
 
     def fail(self, error: AemError) -> None:
         """The session is over: nobody will try again."""
         with self._lock:
-            self.connected = False
-            self.failure = error
-            for number in list(self._requests):
-                self._fail(number, error)
+            self._fail_all(error)
             for registration in self.registrations:
                 registration.end(error.message)
             self._ended()
-
-    def _fail(self, number: int, error: AemError) -> None:
-        self._settle(self._requests.pop(number), error)
-
-    def _settle(self, request: Request, error: AemError | None) -> None:
-        if request.then is not None:
-            request.then(error)
-        if request.waiter is not None and not request.waiter.done():
-            if error is None:
-                request.waiter.set_result(None)
-            else:
-                request.waiter.set_exception(error)
 
     def _welcome(self, welcome: session_pb2.Welcome) -> None:
         known = self._token != b"" and welcome.resumed
@@ -191,14 +125,12 @@ class Session:
             self._resume(set(welcome.bindings))
         else:
             self._restart()
-        for number, request in list(self._requests.items()):
-            self._emit_request(number, request)
+        self._repeat_requests()
 
     def _resume(self, standing: set[int]) -> None:
         for number in standing - self._bindings.keys():  # registered, but the answer was lost: asked again
-            self._emit(session_pb2.ClientFrame(unbind=session_pb2.Unbind(binding=number)))
-        self._unconfirmed.clear()
-        self._asked = self._unasked_bytes = 0
+            self._emit(Frame(unbind=session_pb2.Unbind(binding=number)))
+        self._answers.clear()
         for binding in list(self._bindings.values()):
             if binding.id not in standing:
                 self._gone(binding.registration, "it ended while the connection was lost")
@@ -208,11 +140,8 @@ class Session:
                 self._emit(ack)
             for frame in binding.answers():
                 self._emit_answer(binding, frame)
-            self._emit(
-                session_pb2.ClientFrame(
-                    grant=session_pb2.Grant(binding=binding.id, credit=binding.window.reopen())
-                )
-            )
+            credit = binding.window.reopen()
+            self._emit(Frame(grant=session_pb2.Grant(binding=binding.id, credit=credit)))
         self._due.clear()
 
     def _restart(self) -> None:
@@ -220,12 +149,11 @@ class Session:
         self._bindings.clear()
         self._jobs.clear()
         self._due.clear()
-        self._unconfirmed.clear()
-        self._asked = self._unasked_bytes = 0
-        error = _lost("the daemon was restarted before the answer came")
+        self._answers.clear()
+        error = lost("the daemon was restarted before the answer came")
         for number, request in list(self._requests.items()):
             if request.registration is not None and request.registration.binding is not None:
-                self._fail(number, error)
+                self._settle(number, error)
         for binding in old:
             registration = binding.registration
             binding.alive = False
@@ -234,8 +162,7 @@ class Session:
                 continue
             registration.rooms.clear()
             registration.sink.put([_restart_gap(binding)])
-            registration.binding = None
-            self._register(registration, None)
+            self._register_again(registration)
 
     # -- frames in
 
@@ -338,18 +265,13 @@ class Session:
         registration.binding = binding
         self._bindings[binding.id] = binding
         self._jobs[registered.job] = registration
-        if registration not in self.registrations:
-            self.registrations.append(registration)
-        self._settle(request, None)
+        self.registrations[registration] = None
+        request.settle(None)
 
     def _result(self, number: int, result: session_pb2.Result) -> None:
         error = from_status(result.status) if result.status.code else None
-        request = self._requests.pop(number, None)
-        if request is not None:
-            self._settle(request, error)
-        elif error is not None:
-            level = logging.INFO if error.code in _STALE else logging.WARNING
-            log.log(level, "the daemon refused an answer: %s", error.message)
+        if not self._settle(number, error) and error is not None:
+            _refused(error)
 
     def _job_state(self, change: session_pb2.JobState) -> None:
         registration = self._jobs.get(change.job)
@@ -369,45 +291,10 @@ class Session:
         if binding is not None:
             self._bindings.pop(binding.id, None)
             self._due.discard(binding)
-        if registration in self.registrations:
-            self.registrations.remove(registration)
+        self.registrations.pop(registration, None)
         registration.end(reason)
 
     # -- frames out
-
-    def take(self) -> session_pb2.ClientFrame | None:
-        """What waits to be sent, as one frame of bounded size; None if nothing."""
-        with self._lock:
-            frames: list[session_pb2.ClientFrame] = []
-            size = 0
-            while self._out and len(frames) < BUNDLE_FRAMES:
-                size += self._out[0].ByteSize()
-                if frames and size > BUNDLE_BYTES:
-                    break
-                frame = self._out.popleft()
-                request = self._requests.get(frame.request_id)
-                if request is not None:
-                    request.sent = True
-                frames.append(frame)
-            if len(frames) < 2:
-                return frames[0] if frames else None
-            return session_pb2.ClientFrame(bundle=session_pb2.ClientBundle(frames=frames))
-
-    def _emit(self, frame: session_pb2.ClientFrame) -> None:
-        if self.connected:
-            self._out.append(frame)
-            self._output()
-
-    def _emit_request(self, number: int, request: Request) -> None:
-        frame = request.build()
-        frame.request_id = number
-        if frame.ByteSize() > self.limits.message_bytes - 64:
-            message = (
-                f"the request has {frame.ByteSize()} bytes; the daemon takes {self.limits.message_bytes}"
-            )
-            self._fail(number, AemError(Code.INVALID_ARGUMENT, "MESSAGE_TOO_LARGE", message))
-            return
-        self._emit(frame)
 
     def flush(self) -> None:
         """Say what is dealt with: an Ack for each binding that owes one."""
@@ -420,18 +307,13 @@ class Session:
                     self._emit(ack)
             self._due.clear()
 
-    def begin(self, entry: Entry) -> None:
-        """The handler of `entry` is about to run; finish() or discard() follows."""
-        entry.begun = True
-        entry.binding.running += 1
-
     def finish(self, entry: Entry, outcome: Outcome) -> None:
         """`entry` is dealt with. Acks are sent by flush()."""
         with self._lock:
             binding = entry.binding
             if binding.alive:
-                frames, due = binding.finish(entry, outcome)
-                if due:
+                frames = binding.finish(entry, outcome)
+                if frames is None:
                     self._due.add(binding)
                 elif binding.acknowledgement == EXPLICIT:
                     self._emit_answer(binding, frames[0])
@@ -439,18 +321,21 @@ class Session:
                     self._due.discard(binding)
                     for frame in frames:
                         self._emit(frame)
-            self.discard(entry)
+            self._drop(entry)
 
     def discard(self, entry: Entry) -> None:
         """`entry` takes no room here any more; its handler, if it had begun, is done."""
         with self._lock:
-            binding = entry.binding
-            if entry.gap is None:
-                self._give_back(binding if binding.alive else None, 1, len(entry.data))
-            if entry.begun:
-                binding.running -= 1
-                if binding.registration.given_up:
-                    self._let_go(binding.registration)
+            self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        binding = entry.binding
+        if entry.gap is None:
+            self._give_back(binding if binding.alive else None, 1, len(entry.data))
+        if entry.begun:
+            binding.running -= 1
+            if binding.registration.given_up:
+                self._let_go(binding.registration)
 
     def _let_go(self, registration: Registration) -> None:
         """End a job that was shut down, unless a handler of it runs.
@@ -462,244 +347,76 @@ class Session:
         if binding is None or not binding.alive or binding.running:
             return
         self.flush()
-        self._emit(session_pb2.ClientFrame(unbind=session_pb2.Unbind(binding=binding.id)))
+        self._emit(Frame(unbind=session_pb2.Unbind(binding=binding.id)))
         self._gone(registration, "shut down by its owner")
 
-    def _emit_answer(self, binding: Binding, frame: session_pb2.ClientFrame) -> None:
+    def _emit_answer(self, binding: Binding, frame: Frame) -> None:
         """Send an answer that is kept until the daemon is known to have read it."""
-        which = frame.nack if frame.HasField("nack") else frame.complete
-        cursor = (which.cursor.epoch, which.cursor.seq)
-        self._unconfirmed.append((binding, cursor))
-        self._unasked_bytes += len(frame.complete.reply.data) if frame.HasField("complete") else 0
+        if not self._fits(frame):
+            self._shorten(frame)
         if not self.connected:
-            return
+            return  # said on the next stream: the binding keeps it
+        covers = self._answers.add(binding, frame)
         frame.request_id = 0
-        if len(self._unconfirmed) - self._asked >= CONFIRM_ANSWERS or self._unasked_bytes >= CONFIRM_BYTES:
-            covers = len(self._unconfirmed) - self._asked
-            self._asked += covers
-            self._unasked_bytes = 0
-            request = Request(
-                session_pb2.ClientFrame,
-                None,
-                registration=None,
-                repeatable=False,
-                then=lambda error: self._confirmed(covers, error),
-            )
-            frame.request_id = self._number(request)
-        if frame.ByteSize() > self.limits.message_bytes - 64:
-            self._refuse_answer(frame)
+        if covers:
+
+            def then(error: AemError | None) -> AemError | None:
+                if error is not None:
+                    _refused(error)
+                self._answers.confirm(covers)
+                return None
+
+            frame.request_id = self._number(Request(Frame, None, internal=True, then=then))
         self._emit(frame)
 
-    def _refuse_answer(self, frame: session_pb2.ClientFrame) -> None:
+    def _shorten(self, frame: Frame) -> None:
+        """A reply that no message can carry fails its event."""
         size = frame.ByteSize()
         frame.complete.ClearField("reply")
         frame.complete.status.code = Code.INVALID_ARGUMENT
         frame.complete.status.message = (
-            f"a reply of {size} bytes; the daemon takes {self.limits.message_bytes}"
+            f"a reply of {size} bytes; a message has at most {self.limits.message_bytes}"
         )
         log.error("%s", frame.complete.status.message)
-
-    def _confirmed(self, covers: int, error: AemError | None) -> None:
-        if isinstance(error, ConnectionLost):
-            return  # said again on the next stream
-        if error is not None:
-            log.info("the daemon refused an answer: %s", error.message)
-        self._asked -= covers
-        for _ in range(covers):
-            binding, cursor = self._unconfirmed.popleft()
-            binding.confirm(cursor)
 
     def _give_back(self, binding: Binding | None, events: int, size: int) -> None:
         if binding is not None:
             credit = binding.window.consume(events, size)
             if credit is not None:
-                self._emit(
-                    session_pb2.ClientFrame(grant=session_pb2.Grant(binding=binding.id, credit=credit))
-                )
+                self._emit(Frame(grant=session_pb2.Grant(binding=binding.id, credit=credit)))
         credit = self._window.consume(events, size)
         if credit is not None:
-            self._emit(session_pb2.ClientFrame(grant=session_pb2.Grant(binding=0, credit=credit)))
+            self._emit(Frame(grant=session_pb2.Grant(binding=0, credit=credit)))
 
-    # -- requests
-
-    def _number(self, request: Request) -> int:
-        number = self._next_request
-        self._next_request += 1
-        self._requests[number] = request
-        return number
-
-    def _request(
-        self,
-        build: Build,
-        *,
-        registration: Registration | None = None,
-        repeatable: bool = True,
-        then: Callable[[AemError | None], None] | None = None,
-    ) -> Any:
-        with self._lock:
-            waiter = self._future()
-            request = Request(build, waiter, registration=registration, repeatable=repeatable, then=then)
-            if self.failure is not None:
-                self._settle(request, self.failure)
-                return waiter
-            number = self._number(request)
-            if self.connected:
-                self._emit_request(number, request)
-            return waiter
+    # -- registering
 
     def register(self, registration: Registration) -> Any:
         """Make it a job; the answer comes once it is really valid."""
         with self._lock:
             waiter = self._future()
-            if self.failure is not None:
-                waiter.set_exception(self.failure)
-            else:
-                self._register(registration, waiter)
+
+            def then(error: AemError | None) -> AemError | None:
+                if error is not None:
+                    registration.end(error.message)
+                return error
+
+            self._ask(Request(registration.frame, waiter, registration=registration, then=then))
             return waiter
 
-    def _register(self, registration: Registration, waiter: Waiter | None) -> None:
-        def settled(error: AemError | None) -> None:
+    def _register_again(self, registration: Registration) -> None:
+        def then(error: AemError | None) -> AemError | None:
             if error is not None:
-                if waiter is None:
-                    log.error("a job of %s could not be registered again: %s", registration.module, error)
-                    self._gone(registration, error.message)
-                else:
-                    registration.end(error.message)
+                log.error("a job of %s could not be registered again: %s", registration.module, error)
+                self._gone(registration, error.message)
+            return None
 
-        request = Request(
-            registration.frame, waiter, registration=registration, repeatable=True, then=settled
-        )
-        number = self._number(request)
-        if self.connected and waiter is not None:
-            self._emit_request(number, request)
-
-    def start(self, registration: Registration) -> Any:
-        """Arm a job."""
-
-        def build() -> session_pb2.ClientFrame:
-            return session_pb2.ClientFrame(start=session_pb2.Start(job=registration.id))
-
-        def done(error: AemError | None) -> None:
-            if error is None:
-                registration.armed = True
-                registration.state = job_pb2.STATE_ARMED
-
-        return self._request(build, registration=registration, then=done)
-
-    def stop(self, registration: Registration) -> Any:
-        """Disarm a job."""
-
-        def build() -> session_pb2.ClientFrame:
-            return session_pb2.ClientFrame(stop=session_pb2.Stop(job=registration.id))
-
-        def done(error: AemError | None) -> None:
-            if error is None:
-                registration.armed = False
-                registration.state = job_pb2.STATE_REGISTERED
-
-        return self._request(build, registration=registration, then=done)
-
-    def shutdown(self, registration: Registration, deadline: float | None) -> Any:
-        """End a job; entries of it that wait here are not handled any more."""
-
-        def build() -> session_pb2.ClientFrame:
-            deadline_ns = 0 if deadline is None else max(1, round(deadline * 1e9))
-            shutdown = session_pb2.Shutdown(job=registration.id, deadline_ns=deadline_ns)
-            return session_pb2.ClientFrame(shutdown=shutdown)
-
-        def done(error: AemError | None) -> None:
-            if error is None and registration.state != job_pb2.STATE_GONE:
-                registration.state = job_pb2.STATE_CLOSING
-                registration.given_up = True
-                self._let_go(registration)
-
-        with self._lock:
-            if registration.state == job_pb2.STATE_GONE:
-                waiter = self._future()
-                waiter.set_result(None)
-                return waiter
-            return self._request(build, registration=registration, then=done)
-
-    def set_priority(self, registration: Registration, priority: int) -> Any:
-        """Change a job's priority."""
-
-        def build() -> session_pb2.ClientFrame:
-            return session_pb2.ClientFrame(
-                set_priority=session_pb2.SetPriority(job=registration.id, priority=priority)
-            )
-
-        return self._request(build, registration=registration)
-
-    def operate(self, registration: Registration, key: bytes, operation: str, data: bytes | str) -> Any:
-        """Output outside an answer."""
-        content = data.encode() if isinstance(data, str) else data
-
-        def build() -> session_pb2.ClientFrame:
-            return session_pb2.ClientFrame(
-                op=session_pb2.Op(
-                    job=registration.id,
-                    key=key,
-                    operation=session_pb2.Operation(name=operation, data=content),
-                )
-            )
-
-        with self._lock:
-            if key in registration.rooms:
-                registration.rooms[key] -= len(content)
-            return self._request(build, registration=registration, repeatable=False)
-
-    def sync(self, registration: Registration) -> Any:
-        """Ask for everything that the kernel has queued for a job."""
-
-        def build() -> session_pb2.ClientFrame:
-            return session_pb2.ClientFrame(sync=session_pb2.Sync(jobs=[registration.id]))
-
-        return self._request(build, registration=registration)
-
-    def raise_events(self, channel: str, payloads: list[bytes], uid: int | None) -> Any:
-        """Raise user events."""
-        raised = session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)
-
-        def build() -> session_pb2.ClientFrame:
-            frame = session_pb2.ClientFrame()
-            getattr(frame, "raise").CopyFrom(raised)  # a keyword of Python
-            return frame
-
-        return self._request(build, repeatable=False)
+        registration.binding = None
+        self._number(Request(registration.frame, None, registration=registration, then=then))
 
 
-def payload_chunks(payloads: Iterable[str | bytes]) -> Iterator[list[bytes]]:
-    """Payloads as bytes, in pieces that fit into a message each.
-
-    >>> [len(chunk) for chunk in payload_chunks(["a", b"b"])]
-    [2]
-    """
-    chunk: list[bytes] = []
-    size = 0
-    for payload in payloads:
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
-        if chunk and (size + len(data) > BUNDLE_BYTES or len(chunk) >= RAISE_EVENTS):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(data)
-        size += len(data)
-    if chunk:
-        yield chunk
-
-
-_STALE = (Code.NOT_FOUND, Code.FAILED_PRECONDITION)
-_FINAL = (
-    Code.INVALID_ARGUMENT,
-    Code.PERMISSION_DENIED,
-    Code.UNAUTHENTICATED,
-    Code.UNIMPLEMENTED,
-    Code.FAILED_PRECONDITION,
-    Code.ABORTED,
-)
-
-
-def _lost(message: str) -> ConnectionLost:
-    return ConnectionLost(Code.UNAVAILABLE, "CONNECTION_LOST", message)
+def _refused(error: AemError) -> None:
+    level = logging.INFO if error.code in STALE else logging.WARNING
+    log.log(level, "the daemon refused an answer: %s", error.message)
 
 
 def _restart_gap(binding: Binding) -> Entry:

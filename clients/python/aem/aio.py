@@ -18,9 +18,10 @@ from aem._aio_calls import AsyncCalls
 from aem._aio_link import AsyncLink
 from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, BaseClient
 from aem._binding import SUCCESS, Entry, Outcome
+from aem._commands import payload_chunks
 from aem._dispatch import Dispatcher
 from aem._handling import failed, spend_room
-from aem._protocol import Session, payload_chunks
+from aem._protocol import Session
 from aem._registration import Registration
 from aem.errors import AemError, Code, ConnectionLost
 from aem.events import Event, ProcessEvent, SocketEvent, TimerEvent, UserEvent
@@ -153,6 +154,7 @@ class AsyncClient(BaseClient, AsyncCalls):
             link.start()
             done, _ = await asyncio.wait([link.opened], timeout=CONNECT_SECONDS)
             if not done:
+                link.opened.cancel()
                 await link.end(0.1)
                 message = f"{self.address} did not answer in {CONNECT_SECONDS:g} s"
                 raise ConnectionLost(Code.UNAVAILABLE, "NO_ANSWER", message)

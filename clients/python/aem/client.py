@@ -20,10 +20,11 @@ from typing import Any, Literal, Self, cast, overload
 from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, BaseClient
 from aem._binding import Entry, Outcome
 from aem._calls import Calls
+from aem._commands import payload_chunks
 from aem._dispatch import Dispatcher
 from aem._handling import failed, spend_room
 from aem._link import Link
-from aem._protocol import Session, payload_chunks
+from aem._protocol import Session
 from aem._registration import Registration
 from aem.errors import AemError, Code, ConnectionLost
 from aem.events import Event, ProcessEvent, SocketEvent, TimerEvent, UserEvent
@@ -237,7 +238,7 @@ class Client(BaseClient, Calls):
 
     def _handle(self, entry: Entry) -> None:
         outcome, awaitable = self._call_handler(entry)
-        if inspect.iscoroutine(awaitable):
+        if awaitable is not None and inspect.iscoroutine(awaitable):
             awaitable.close()
             error = TypeError("a handler of Client is a plain function; AsyncClient takes coroutines")
             outcome = failed(entry.binding.registration, error)

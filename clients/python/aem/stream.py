@@ -72,7 +72,7 @@ class Inbox:
             return None
         with self._client._lock:
             entry = self._current = self._entries.popleft()
-            self._client._protocol.begin(entry)
+            entry.begin()
         event = event_of(entry)
         note_room(entry.binding.registration, event)
         return event

@@ -1,0 +1,140 @@
+"""What a program can ask of a session: each a frame, and what its answer changes here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from aem._registration import Registration
+from aem._requests import BUNDLE_BYTES, Build, Request, Requests, Then, lost
+from aem.errors import AemError, Code
+from aem.v1 import job_pb2, session_pb2
+
+RAISE_EVENTS = 1_024  # in one frame
+
+Frame = session_pb2.ClientFrame
+
+
+class Commands(Requests):
+    """Requests by name. Each returns one of the face's futures."""
+
+    def _let_go(self, registration: Registration) -> None:
+        """End a job that was shut down, unless a handler of it runs."""
+        raise NotImplementedError
+
+    def _of_job(
+        self,
+        registration: Registration,
+        build: Build,
+        *,
+        repeatable: bool = True,
+        then: Then | None = None,
+    ) -> Any:
+        """Ask something about a job."""
+        with self._lock:
+            waiter = self._future()
+            request = Request(build, waiter, registration=registration, repeatable=repeatable, then=then)
+            if registration.binding is None and not registration.gone:
+                request.settle(lost("the daemon was restarted, and the job is not registered again yet"))
+            else:
+                self._ask(request)
+            return waiter
+
+    def start(self, registration: Registration) -> Any:
+        """Arm a job."""
+
+        def build() -> Frame:
+            return Frame(start=session_pb2.Start(job=registration.id))
+
+        def then(error: AemError | None) -> AemError | None:
+            if error is None:
+                registration.armed = True
+                registration.state = job_pb2.STATE_ARMED
+            return error
+
+        return self._of_job(registration, build, then=then)
+
+    def stop(self, registration: Registration) -> Any:
+        """Disarm a job."""
+
+        def build() -> Frame:
+            return Frame(stop=session_pb2.Stop(job=registration.id))
+
+        def then(error: AemError | None) -> AemError | None:
+            if error is None:
+                registration.armed = False
+                registration.state = job_pb2.STATE_REGISTERED
+            return error
+
+        return self._of_job(registration, build, then=then)
+
+    def shutdown(self, registration: Registration, deadline: float | None) -> Any:
+        """End a job, `deadline` in seconds; entries of it that wait here are not handled any more."""
+
+        def build() -> Frame:
+            deadline_ns = 0 if deadline is None else max(1, round(deadline * 1e9))
+            return Frame(shutdown=session_pb2.Shutdown(job=registration.id, deadline_ns=deadline_ns))
+
+        def then(error: AemError | None) -> AemError | None:
+            if error is not None:
+                return None if error.code is Code.NOT_FOUND else error  # it ended meanwhile
+            registration.given_up = True
+            if registration.state != job_pb2.STATE_GONE:
+                registration.state = job_pb2.STATE_CLOSING
+                self._let_go(registration)
+            return None
+
+        with self._lock:
+            if registration.state == job_pb2.STATE_GONE:
+                waiter = self._future()
+                waiter.set_result(None)
+                return waiter
+            return self._of_job(registration, build, then=then)
+
+    def set_priority(self, registration: Registration, priority: int) -> Any:
+        """Change a job's priority; raises ValueError for a number that the wire cannot carry."""
+        frame = Frame(set_priority=session_pb2.SetPriority(job=registration.id, priority=priority))
+        return self._of_job(registration, lambda: frame)
+
+    def operate(self, registration: Registration, key: bytes, operation: str, data: bytes | str) -> Any:
+        """Output outside an answer."""
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        done = session_pb2.Operation(name=operation, data=content)
+        with self._lock:
+            if key in registration.rooms:
+                registration.rooms[key] -= len(content)
+            frame = Frame(op=session_pb2.Op(job=registration.id, key=key, operation=done))
+            return self._of_job(registration, lambda: frame, repeatable=False)
+
+    def sync(self, registration: Registration) -> Any:
+        """Ask for everything that the kernel has queued for a job."""
+        return self._of_job(registration, lambda: Frame(sync=session_pb2.Sync(jobs=[registration.id])))
+
+    def raise_events(self, channel: str, payloads: list[bytes], uid: int | None) -> Any:
+        """Raise user events."""
+        frame = Frame()
+        raised = session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)
+        getattr(frame, "raise").CopyFrom(raised)  # a keyword of Python
+        with self._lock:
+            waiter = self._future()
+            self._ask(Request(lambda: frame, waiter, repeatable=False))
+            return waiter
+
+
+def payload_chunks(payloads: Iterable[str | bytes]) -> Iterator[list[bytes]]:
+    """Payloads as bytes, in pieces that fit into a message each.
+
+    >>> [len(chunk) for chunk in payload_chunks(["a", b"b"])]
+    [2]
+    """
+    chunk: list[bytes] = []
+    size = 0
+    for payload in payloads:
+        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        if chunk and (size + len(data) > BUNDLE_BYTES or len(chunk) >= RAISE_EVENTS):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(data)
+        size += len(data)
+    if chunk:
+        yield chunk
