@@ -30,13 +30,14 @@ Traps:
   fails. Without it a port with connections in TIME_WAIT cannot be bound for a minute. Both are wanted right:
   bind without it, if that fails once more with it, and take it away again; listen() sets it for good, since
   accepted sockets inherit it and later binds look at it there. So a port that is taken is an error of bind.
-- SO_REUSEPORT shares a port among sockets of one effective uid, and all of ours have the daemon's. `bound.Binder`
-  keeps a shared port to one owner.
+- SO_REUSEPORT shares a port among sockets of one effective uid, and all of ours have the daemon's.
+  `bound.Binder` keeps a shared port to one owner.
 - [::] takes IPv4 too, unless IPV6_V6ONLY; it is set, so that an address means its own family and
   tcp:0.0.0.0:80 beside tcp:[::]:80 is no conflict. An empty host means both: [::] without it, or 0.0.0.0 on
   a machine without IPv6. The IPv4 peers of such a socket come as ::ffff:a.b.c.d; `parse_name` undoes that.
 - A Unix path outlives its socket. connect(2) to a dead one is refused, so is one to a regular file and one
-  to a socket that is bound and does not listen yet: hence S_ISSOCK, and the table of our own inodes in `bound.py`.
+  to a socket that is bound and does not listen yet: hence S_ISSOCK, and the table of our own inodes in
+  `bound.py`.
 - fchmod(2) on an unbound Unix socket decides the mode of the path to come: it is never wider for a moment.
 - Whoever may name a Unix datagram peer makes the daemon write to it with the daemon's rights. See
   `modules/socket/datagram.py` for how a reply is held to those who wrote.
