@@ -3,13 +3,13 @@
 import contextlib
 import os
 import queue
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -18,7 +18,6 @@ import pytest
 from aemd.v1 import admin_pb2, event_pb2, job_pb2, session_pb2
 
 PATIENCE = 20  # seconds until what should happen at once counts as not happening
-NOBODY = 65534
 CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -76,6 +75,15 @@ class DaemonProcess:
     @property
     def pid(self):
         return self.process.pid
+
+    def zygote(self):
+        """The pid of its zygote, the only child of the core."""
+        (pid,) = [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return pid
+
+    def fronts(self):
+        """The pids of its fronts."""
+        return descendants(self.zygote())
 
     def log(self):
         return Path(self.log_path).read_text()
@@ -143,9 +151,8 @@ class Client:
 
     def end_sessions(self):
         """End every session that the caller may see."""
-        listed = self.call(
-            "AdminService/ListSessions", admin_pb2.ListSessionsRequest(), admin_pb2.ListSessionsResponse
-        )
+        request = admin_pb2.ListSessionsRequest(page_size=1000)
+        listed = self.call("AdminService/ListSessions", request, admin_pb2.ListSessionsResponse)
         for session in listed.sessions:
             request = admin_pb2.EndSessionRequest(name=session.name)
             with contextlib.suppress(grpc.RpcError):  # it ended by itself meanwhile
@@ -284,19 +291,6 @@ def entries(batch):
     return found
 
 
-def wait_for(condition, *, what, fd=None):
-    """Ask again until `condition` holds; what is asked costs time itself, so nothing sleeps longer."""
-    poll = select.poll()
-    if fd is not None:
-        poll.register(fd, select.POLLIN)
-    for _ in range(PATIENCE * 50):
-        result = condition()
-        if result:
-            return result
-        poll.poll(20)
-    raise AssertionError(f"{what} did not happen within {PATIENCE} s")
-
-
 @contextlib.contextmanager
 def new_folder():
     """A directory that any user may enter; below it nothing is longer than a socket's path may be."""
@@ -324,6 +318,18 @@ def launcher(folder):
     for daemon in running:
         if daemon.process is not None and daemon.process.poll() is None:
             daemon.stop()
+
+
+@pytest.fixture
+def eventually():
+    """Waits for what the daemon does by itself. Each look is a question to it, so this is no busy waiting."""
+
+    def wait(condition, what):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not come within {PATIENCE} s"
+
+    return wait
 
 
 @pytest.fixture
