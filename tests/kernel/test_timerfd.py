@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,13 +13,6 @@ from aemd.sources.timerfd import CALLS_PER_TURN, CLOCKS, TimerFd
 
 MS = 1_000_000
 SECOND = 1_000 * MS
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 def turn_until(loop: Loop, condition, limit_ns: int = 10 * SECOND) -> None:

@@ -13,6 +13,9 @@ OnCalendar gives the times that systemd gives, also where the clocks change; the
   such as UTC. A job that is started within the second of the two hours has its expirations in that hour.
 - There is nothing after the year 2199.
 
+One difference is known: where summer time is the negative one (Casablanca at the end of Ramadan), systemd 252
+leaves out the rest of the day together with the missing hour. That is not imitated.
+
 cron does as Debian's cron: a job at a fixed hour that would be left out comes right after the change, one
 that would come twice comes once, and one with `*` for the minute or the hour simply goes on.
 

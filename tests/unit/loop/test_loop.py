@@ -210,6 +210,25 @@ def test_hook_that_defers_is_called_again(loop):
     assert order == ["deferred"]
 
 
+def test_turn_begins_with_its_time_before_anything_happens(pair):
+    faults: list[Fault] = []
+    loop = Loop(on_fault=faults.append)
+    order = []
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    loop.after_wake(fail)
+    loop.after_wake(lambda: order.append(("wake", loop.mono_ns())))
+    loop.add(pair[0].fileno(), select.EPOLLIN, lambda _: order.append(("event", loop.mono_ns())))
+    pair[1].send(b"x")
+    loop.turn()
+    assert [what for what, _ in order] == ["wake", "event"]
+    assert order[0][1] == order[1][1]
+    assert [fault.callback for fault in faults] == [fail]
+    loop.close()
+
+
 def test_ended_hook_is_not_called(loop):
     called = []
     end = loop.before_sleep(lambda: called.append(1))
