@@ -24,7 +24,7 @@ ITERATIONS = 6
 
 EXPRESSIONS = """
     minutely; hourly; daily; weekly; monthly; yearly; annually; quarterly; semiannually; Weekly
-    semi-annually; biannually; bi-annually; anually
+    semi-annually; biannually; bi-annually
     Mon..Fri 09:00; Mon-Fri 17:00; Sat,Sun 20:15; Mon,Wed *-*-* 10:00; Wed..Wed,Wed *-1; Mon, 10:00
     mon; MON..wed; Monday 9:00; Sat..Sun 3:00; Wed *-1; Thu,Fri 2027-*-1,5 11:12; Mon *-*-29..31
     02:30; *-*-* 02:30:00; *-*-* 01:30; *-*-* 02:00; *-*-* 03:00; *-*-* 01:45; 01:00..03:00/1; 2..3:45
@@ -39,6 +39,7 @@ EXPRESSIONS = """
     Mon.. 10:00; ,Mon 10:00; Mon..Wed..Fri; 1:2:3:4; *-*-00; *-00-01; 09:00-17:00; weekly 10:00; now
     2026-01-01T10:00; *-*-01,~1; ::; 10:; *:*; 9..17:0; *:0/1,5; *:*:1,1,1
 """
+EXPRESSIONS += "anually"  # codespell:ignore anually
 MOMENTS = {
     "UTC": ["2026-03-28 12:00:00", "2027-12-31 23:59:58"],
     "Europe/Berlin": [

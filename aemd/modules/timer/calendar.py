@@ -55,7 +55,7 @@ _US = 1_000
 _MINUTE_US = 60_000_000
 _ONE = timedelta(seconds=1)
 _SPELLINGS = {  # that systemd takes and oncalendar does not
-    "anually": "annually",
+    "anually": "annually",  # codespell:ignore anually
     "bi-annually": "semiannually",
     "biannually": "semiannually",
     "semi-annually": "semiannually",

@@ -38,11 +38,12 @@ DESCRIPTION = Description(
         "Give after= or every= (or both: first after, then every), or at=, or calendar=. Expirations that "
         "nobody had time for come as one event with their count. A job that cannot expire any more ends by "
         "itself. Starting a stopped job arms it anew, as if it had just been registered.\n"
-        "Where clocks change, calendar= does as systemd does: a local time that is left out does not expire, "
-        "one that comes twice expires the first time. Five fields are cron and follow Debian's cron. Not taken "
-        "are @SECONDS and @daily, abbreviations of zones such as CEST, and more than 600 expirations a minute.\n"
-        "When the wall clock is set, at= stays, calendar= is computed anew and what was passed expires once, "
-        "after= and every= are not affected on any clock; the event says clock_was_set."
+        "Where clocks change, calendar= does as systemd does: a local time that is left out does not "
+        "expire, one that comes twice expires the first time. Five fields are cron, as Debian has it. Not "
+        "taken are @SECONDS and @daily, abbreviations of zones such as CEST, and more than 600 expirations "
+        "a minute.\n"
+        "When the wall clock is set, at= stays, calendar= is computed anew and what was passed expires "
+        "once, after= and every= are not affected on any clock; the event says clock_was_set."
     ),
     delivery=Delivery.COALESCE,
     parameters=(
