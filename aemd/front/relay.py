@@ -14,7 +14,6 @@ descriptors run out, the connections that have been silent for longest go first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import secrets
 import socket
@@ -147,7 +146,11 @@ class Relay:
 
 
 class _Pipe:
-    """Two sockets joined. At the end of file on one side the other is told, and the rest still flows."""
+    """Two sockets joined. The end of file on either side is the end: HTTP/2 has no use for half a connection.
+
+    Closing at once, and saying so, also lets the core tell a connection that broke from a stream that its
+    client ended in order; gRPC shows both as "no more messages".
+    """
 
     def __init__(
         self,
@@ -160,14 +163,8 @@ class _Pipe:
         self._client = client
         self._server = server
         self._over: Callable[[], None] | None = over
-        self._ways = (_Way(self, client, server), _Way(self, server, client))
-        for way in self._ways:
+        for way in (_Way(self, client, server), _Way(self, server, client)):
             way.read_on()
-
-    def ended(self, way: _Way) -> None:
-        """One direction is through. gRPC's end of file, or both, are the connection's end."""
-        if way.source is self._server or all(each.ended for each in self._ways):
-            self.close()
 
     def close(self) -> None:
         """Close both sides. Closing twice changes nothing."""
@@ -189,32 +186,27 @@ class _Pipe:
 class _Way:
     """One direction. While something waits for the sink, the source is not read."""
 
-    __slots__ = ("_pending", "_pipe", "_sink", "ended", "source")
+    __slots__ = ("_pending", "_pipe", "_sink", "_source")
 
     def __init__(self, pipe: _Pipe, source: socket.socket, sink: socket.socket) -> None:
         self._pipe = pipe
-        self.source = source
+        self._source = source
         self._sink = sink
         self._pending = b""
-        self.ended = False
 
     def read_on(self) -> None:
-        self._pipe.loop.add_reader(self.source, self._readable)
+        self._pipe.loop.add_reader(self._source, self._readable)
 
     def _readable(self) -> None:
         try:
-            data = self.source.recv(READ_BYTES)
+            data = self._source.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
             self._pipe.close()
             return
         if not data:
-            self._pipe.loop.remove_reader(self.source)
-            self.ended = True
-            with contextlib.suppress(OSError):
-                self._sink.shutdown(socket.SHUT_WR)
-            self._pipe.ended(self)
+            self._pipe.close()
             return
         try:
             sent = self._sink.send(data)
@@ -225,7 +217,7 @@ class _Way:
             return
         if sent < len(data):
             self._pending = data[sent:]
-            self._pipe.loop.remove_reader(self.source)
+            self._pipe.loop.remove_reader(self._source)
             self._pipe.loop.add_writer(self._sink, self._writable)
 
     def _writable(self) -> None:

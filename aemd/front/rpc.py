@@ -20,6 +20,7 @@ import aemd.v1
 from aemd.front.uplink import Call, Uplink
 
 STATUS_DETAILS = "grpc-status-details-bin"
+HALF_CLOSE_SECONDS = 0.03
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -128,6 +129,8 @@ async def _read(call: Call, context: _Context) -> None:
     while True:
         message: object = await context.read()
         if not isinstance(message, bytes):  # grpc.aio.EOF
+            # Also when the client cancelled; that this is so is said a moment later, by our own cancellation.
+            await asyncio.sleep(HALF_CLOSE_SECONDS)
             call.half_close()
             return
         await call.up(message)

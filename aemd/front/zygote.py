@@ -18,12 +18,14 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 
 from aemd.front import server
 from aemd.front.sandbox import Lodger, find_lodger, name_process
 from aemd.link import CONTROL, Control
 
+REAP_SECONDS = 1.5  # they take at most about one
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -94,14 +96,23 @@ class _Zygote:
                 try:
                     message, fds, _, _ = socket.recv_fds(self._control, CONTROL.size, 2)
                 except ConnectionResetError:  # it ended without having read what we said
-                    return None
+                    message = b""
                 if not message:
+                    self._reap_all()
                     return None
                 kind, number, _ = CONTROL.unpack(message)
                 if kind == Control.FORK and len(fds) == 2:
                     born = self._fork(number, fds)
                     if born is not None:
                         return born
+
+    def _reap_all(self) -> None:
+        """The core is gone, so the fronts are about to end; who else would reap them may not be there."""
+        self._poll.unregister(self._control)
+        until = time.monotonic() + REAP_SECONDS
+        while self._fronts and time.monotonic() < until:
+            for fd, _ in self._poll.poll((until - time.monotonic()) * 1000):
+                self._reap(fd)
 
     def _fork(self, number: int, fds: list[int]) -> _Born | None:
         try:

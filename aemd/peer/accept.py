@@ -187,12 +187,14 @@ class Acceptor:
 
     def _ready(self, _events: int) -> None:
         try:
-            if self._nearly_full():
-                self._lay_aside()
-                return
             for _ in range(BATCH):
-                self._accept()
-                if not self._open or self._laid_aside:
+                if self._nearly_full():
+                    self._lay_aside()
+                    return
+                connection, _ = self._listener.accept()
+                connection.setblocking(False)
+                self._accepted(connection)
+                if not self._open:
                     return
         except BlockingIOError:
             return
@@ -201,20 +203,17 @@ class Acceptor:
                 raise
             self._lay_aside()
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except ConnectionAbortedError:
-            return
-        connection.setblocking(False)
-        self._accepted(connection)
-
     def _nearly_full(self) -> bool:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        probe = os.dup(self._listener.fileno())
-        os.close(probe)
+        # The lowest free number is the hole that the last connection left when it was handed over.
+        hole = os.dup(self._listener.fileno())
+        try:
+            above = os.dup(hole)
+        finally:
+            os.close(hole)
+        os.close(above)
         # A small table keeps a quarter: a reserve as large as the table would accept nobody at all.
-        return soft != resource.RLIM_INFINITY and probe >= soft - min(self._reserve, soft // 4)
+        return above >= soft - min(self._reserve, soft // 4)
 
     def _lay_aside(self) -> None:
         self._laid_aside = True

@@ -45,7 +45,8 @@ class Peers:
     """The clients of one daemon, as streams with a principal.
 
     `open_stream` is called for every RPC and gives its handler (it may end the stream right away);
-    `process_gone` once for every client process that has exited, before its streams are closed.
+    `process_gone` once for a client process that exits while it has a connection or is held (hold_process),
+    before its streams are closed.
     """
 
     def __init__(

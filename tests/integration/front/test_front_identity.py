@@ -1,0 +1,120 @@
+"""Who a client is for the daemon, and which front serves whom."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+NOBODY = 65534
+STRANGER = """
+import ctypes, os, sys, grpc
+namespace = os.open(f"/proc/{sys.argv[1]}/ns/net", os.O_RDONLY)
+assert ctypes.CDLL(None).setns(namespace, 0) == 0
+with grpc.insecure_channel(f"unix-abstract:{sys.argv[2]}") as channel:
+    try:
+        channel.unary_unary("/aem.v1.AdminService/GetStatus")(b"", timeout=15)
+    except grpc.RpcError as error:
+        print(error.code())
+"""
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+def test_own_process_is_recognised(echo):
+    with echo.channel() as channel:
+        who = echo.session(channel).who()
+    assert who["uid"] == os.geteuid()
+    assert who["gid"] == os.getegid()
+    assert sorted(who["groups"]) == sorted(os.getgroups())
+    assert who["pid"] == os.getpid()
+    assert who["administrator"]
+
+
+def test_connections_have_numbers_of_their_own(echo):
+    numbers = []
+    for _ in range(3):
+        with echo.channel() as channel:
+            numbers.append(echo.session(channel).who()["connection"])
+    assert numbers == sorted(set(numbers))
+
+
+@root
+def test_other_user_has_another_principal_and_another_front(echo):
+    with echo.channel() as channel, echo.client(f"{NOBODY}:7,9") as client:
+        echo.counters(channel)
+        who = json.loads(client.stdout.readline())
+        assert who["uid"] == who["gid"] == NOBODY
+        assert who["groups"] == [7, 9]
+        assert who["pid"] == client.pid
+        assert not who["administrator"]
+        assert echo.counters(channel)["fronts"] == 2
+
+
+@root
+def test_users_beyond_the_fronts_share_one_and_root_keeps_its_own(start):
+    echo = start(fronts=3)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(echo.client(uid)) for uid in (2001, 2002, 2003, 2004)]
+        uids = [json.loads(client.stdout.readline())["uid"] for client in clients]
+        assert uids == [2001, 2002, 2003, 2004]
+        with echo.channel() as channel:
+            counters = echo.counters(channel)
+            assert counters["fronts"] == 4  # two users, the shared one, root
+            assert echo.session(channel).who()["administrator"]
+
+
+@root
+def test_private_socket_is_for_its_owner_only(start):
+    echo = start(public=False)
+    assert os.stat(echo.path).st_mode & 0o777 == 0o600
+    with echo.client(NOBODY) as client:
+        assert client.stdout.readline() == b""
+        assert "Permission denied" in client.stderr.read().decode()
+
+
+def test_public_socket_is_for_everybody(echo):
+    assert os.stat(echo.path).st_mode & 0o777 == 0o666
+
+
+@root
+def test_front_is_locked_up(echo):
+    (front,) = echo.counters()["front_pids"]
+    with open(f"/proc/{front}/status") as file:
+        status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+    assert status["Uid"].split() != ["0"] * 4
+    assert len(set(status["Uid"].split())) == 1
+    assert status["Groups"].strip() == ""
+    assert all(int(status[name], 16) == 0 for name in CAPABILITIES)
+    assert status["NoNewPrivs"].strip() == "1"
+    assert os.readlink(f"/proc/{front}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert os.stat(f"/proc/{front}/fd").st_uid == 0  # as of a process that is not dumpable; proc(5)
+    inherited = [os.readlink(f"/proc/{front}/fd/{fd}") for fd in os.listdir(f"/proc/{front}/fd")]
+    assert not [name for name in inherited if name.startswith("/") and name != "/dev/null"]
+
+
+@root
+def test_private_listening_socket_cannot_be_reached(echo):
+    (front,) = echo.counters()["front_pids"]
+    with open(f"/proc/{front}/net/unix") as file:
+        names = [line.split()[-1] for line in file if "@aemd-" in line]
+    assert names
+    for name in names:
+        with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
+            sock.connect("\0" + name[1:])
+
+
+@root
+def test_stranger_on_the_private_socket_is_unauthenticated(echo):
+    """Should a front's listening socket be reached after all, nobody stands behind its connections."""
+    (front,) = echo.counters()["front_pids"]
+    with open(f"/proc/{front}/net/unix") as file:
+        listening = [line.split()[-1] for line in file if "@aemd-" in line and line.split()[3] == "00010000"]
+    (name,) = listening
+    said = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(front), name[1:]], capture_output=True, timeout=20, check=False
+    )
+    assert said.stdout.decode().strip() == "StatusCode.UNAUTHENTICATED", said.stderr.decode()
