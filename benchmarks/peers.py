@@ -172,7 +172,11 @@ class DBus:
         from dbus_fast.aio import MessageBus
 
         loop = asyncio.new_event_loop()
-        bus = loop.run_until_complete(MessageBus(bus_address=address).connect())
+
+        async def connect() -> MessageBus:
+            return await MessageBus(bus_address=address).connect()
+
+        bus = loop.run_until_complete(connect())
 
         async def send(payloads: Sequence[bytes]) -> None:
             for each in payloads:
@@ -189,7 +193,7 @@ PEERS = {"aemd": Aemd, "redis": Redis, "dbus": DBus}
 @contextmanager
 def running(command: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until it listens on `socket`, and end it afterwards."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + START_S
         while not socket.exists():
