@@ -7,7 +7,8 @@ raises is its bug: the job ends with that reason, the traceback goes to the log,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol, cast
 
 from aemd.core import effects
@@ -26,7 +27,9 @@ from aemd.service.descriptors import Descriptors
 from aemd.service.registry import Registry
 from aemd.service.views import packed_params
 from aemd.sources.reactor import Reactor
-from aemd.v1 import session_pb2
+from aemd.v1 import job_pb2, session_pb2
+
+SHARED_MAX = 4_096  # sets of parameters that are remembered; a real program has few
 
 
 class Raiser(Protocol):
@@ -57,6 +60,7 @@ class Conductor:
         self.registry = registry
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
+        self._shared: dict[tuple[Traits, bytes], tuple[bytes, Mapping[str, object]]] = {}
         self._refused: dict[int, AemError] = {}  # by job id: what a module refused while settling
         self._syncs: dict[Session, dict[tuple[int, int], None]] = {}  # (job, request) pairs not yet answered
 
@@ -69,12 +73,13 @@ class Conductor:
     def register(self, session: Session, request: session_pb2.Register) -> Job:
         """Make a job that is really valid, and start it if asked; AemError leaves nothing behind."""
         module = self.registry.get(request.module)
-        values = parse_values(module.description.parameters, request.params, self.limits)
+        known = self._traits_of(module)
+        params, values = self._values(known, module, request.params)
         job = self.engine.register(
             session,
-            module=self._traits_of(module),
+            module=known,
             values=values,
-            params=packed_params(request.params),
+            params=params,
             options=request.options,
             label=request.label,
             credit=(request.credit.events, request.credit.bytes) if request.HasField("credit") else None,
@@ -90,9 +95,23 @@ class Conductor:
             self._start_fresh(job)
         return job
 
+    def _values(
+        self, known: Traits, module: Module, given: Mapping[str, job_pb2.Value]
+    ) -> tuple[bytes, Mapping[str, object]]:
+        """A job's parameters, packed and parsed. Equal ones are parsed once and kept once."""
+        packed = packed_params(given)
+        shared = self._shared.get((known, packed))
+        if shared is None:
+            values = parse_values(module.description.parameters, given, self.limits)
+            if len(self._shared) >= SHARED_MAX:
+                self._shared.clear()
+            shared = self._shared[known, packed] = (packed, MappingProxyType(values))
+        return shared
+
     def _traits_of(self, module: Module) -> Traits:
         known = self._traits.get(module.description.name)
         if known is None or known.module is not module:
+            self._shared.clear()  # what another module's code made of them
             known = self._traits[module.description.name] = traits(module)
         return known
 
