@@ -139,6 +139,11 @@ class Host(Protocol):
     def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
         """Stimuli hit `job` one after the other: fire() for each of `events`, at the cost of few calls."""
 
+    def spare(self, job: Job) -> int:
+        """How many more events `job` takes for now. 0 comes only where pause(job) is due, and resume(job)
+        will follow: a module that stops at 0, and does not wait to be told, loses nothing.
+        """
+
     def gap(
         self,
         job: Job,

@@ -57,7 +57,8 @@ class Fired:
 class FakeHost:
     """Does what the daemon does for a module, and writes it down.
 
-    `charged`: descriptors by job id. `descriptors_max`: how many one uid may have.
+    `charged`: descriptors by job id. `descriptors_max`: how many one uid may have. `fired_max`: how many
+    events all jobs together take; a full job is not paused by itself.
     """
 
     reactor: Loop
@@ -69,6 +70,7 @@ class FakeHost:
     exhausted: list[tuple[FakeJob, str]] = field(default_factory=list)
     charged: Counter[int] = field(default_factory=Counter)
     descriptors_max: int = 1_000_000
+    fired_max: int = 1_000_000
     jobs: int = 0
 
     def job(self, values: dict[str, object] | None = None, *, owner: Principal | None = None) -> FakeJob:
@@ -95,6 +97,9 @@ class FakeHost:
     def fire_many(self, job: FakeJob, events: Sequence[bytes], *, key: bytes = b"") -> None:
         for event in events:
             self.fire(job, event, key=key)
+
+    def spare(self, job: FakeJob) -> int:
+        return max(self.fired_max - len(self.fired), 0)
 
     def gap(self, job: FakeJob, **facts: object) -> None:
         self.gaps.append({"job": job, **facts})

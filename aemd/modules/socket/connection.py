@@ -11,7 +11,8 @@ which reads and throws away what still comes, so that no RST overtakes our last 
 
 Reading: one read for each turn of the loop in which something is there, and at most FRAMES_PER_TURN messages;
 what is complete beyond that waits for the next turn. Nothing is read while the job is stopped or paused,
-while this connection is paused, or while complete messages wait. What nobody waits for leaves the epoll set.
+while this connection is paused, or while complete messages wait. What nobody waits for leaves the epoll
+set; what becomes ready while the job does not read is parked until it does.
 
 Writing: as much as the kernel takes goes at once, the rest waits for EPOLLOUT. What waits is never more than
 `room_bytes`; room is given back by the quarter, or when everything that had to wait is out.
@@ -56,6 +57,7 @@ class Connection:
         "_more",
         "_output",
         "_owed",
+        "_parked",
         "_paused",
         "_shut",
         "_timer",
@@ -88,6 +90,7 @@ class Connection:
         self._ending = ""  # the reason with which it closes once its output is out
         self._paused = listener.settings.paused
         self._more: Timer | None = None  # complete messages wait for the next turn
+        self._parked = False  # it had something while the job did not read
         self._watched = UNWATCHED
         self._timer: Timer | None = None
         self._heard_ns = listener.reactor.mono_ns()
@@ -99,11 +102,10 @@ class Connection:
         """Wait for what is wanted now, no more."""
         if self.closed:
             return
-        reads = self.listener.reads
         wanted = EPOLLOUT if self._output is not None else 0
-        if reads and not (self._paused or self._eof or self._ending or self._more is not None):
+        if not (self._parked or self._paused or self._eof or self._ending or self._more is not None):
             wanted |= EPOLLIN
-        if not wanted and not (self._eof and reads):
+        if not wanted and not (self._eof and not self._parked):
             self._unwatch()
         elif self._watched == UNWATCHED:
             self.listener.reactor.add(self.sock.fileno(), wanted, self.ready)
@@ -121,11 +123,14 @@ class Connection:
         """The loop's call."""
         if self._output is not None and events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
             self._flush()
-        if self._watched == UNWATCHED:
+        if self._watched == UNWATCHED or not events & ~EPOLLOUT:
             return
-        if self._watched & EPOLLIN:
-            if events & ~EPOLLOUT:
-                self._read()
+        if not self.listener.reads:
+            self._parked = True
+            self.listener.parked.add(self)
+            self.watch()
+        elif self._watched & EPOLLIN:
+            self._read()
         elif self._eof and events & (EPOLLERR | EPOLLHUP):
             number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
@@ -167,16 +172,17 @@ class Connection:
         framing, listener = self._framing, self.listener
         if framing is None:
             return
-        frames = framing.take(FRAMES_PER_TURN)
+        count = min(FRAMES_PER_TURN, listener.host.spare(listener.job))
+        frames = framing.take(count)
         times = listener.clock.times()
         key, before = self._key_field, self._before
         events = [encode_data(times, key, before, frame) for frame in frames]
         if events:
-            listener.host.fire_many(listener.job, events, key=self.key)
+            listener.fire_many(self.key, events)
         if framing.too_long:
             self._framing = None
             self._end_with("frame-too-long")
-        elif len(frames) == FRAMES_PER_TURN:
+        elif len(frames) == count:
             self._more = listener.monotonic.call_at(0, self._go_on)
             self.watch()
 
@@ -188,6 +194,7 @@ class Connection:
                 self.listener.check_syncs()
         elif not self._ending:
             self._more = _WAITING
+            self.listener.parked.add(self)
         if self._more is None:
             self.watch()
 
@@ -370,6 +377,7 @@ class Connection:
 
     def go_on(self) -> None:
         """The job, or this connection, may read again: first what had been read before."""
+        self._parked = False
         if self._more is _WAITING:
             self._more = self.listener.monotonic.call_at(0, self._go_on)
         self._heard_ns = self.listener.reactor.mono_ns()
@@ -438,6 +446,7 @@ class Connection:
     def _forget(self) -> None:
         self._unwatch()
         self.closed = True
+        self.listener.parked.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -170,7 +170,7 @@ class Datagrams:
         sock, view = self.bound.socket, self._view
         credentials = sock.family == socket.AF_UNIX
         empty = False
-        for _ in range(DATAGRAMS_PER_TURN):
+        for _ in range(min(DATAGRAMS_PER_TURN, self.host.spare(self.job))):
             try:
                 size, raw, who = receive_message(sock, view, credentials=credentials)
             except BlockingIOError:
@@ -190,6 +190,8 @@ class Datagrams:
             self._received += 1
             self._fire(size, raw, who)
         self._count_drops()
+        if not self.host.spare(self.job):
+            self.pause()
         if self._syncs:
             self._check_syncs(empty=empty)
 

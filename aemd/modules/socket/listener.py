@@ -4,8 +4,12 @@ Accepting stops while the job is stopped or paused, while it has as many connect
 descriptors are short; the kernel's backlog keeps who comes meanwhile. Connections that go make room again;
 for descriptors that others free the listener looks every STALL_RETRY_NS.
 
-"closed" events of a job that is stopped are kept until it is started, so that each connection has its one
-"closed" whatever happens; there are never more of them than there were connections.
+A job whose queue is full is not read from that very event on, not only from the end of the turn: a lost
+piece of a stream would spoil the rest. Connections are left as they are; only one that becomes ready
+meanwhile is parked, out of the epoll set, so that pausing costs what happens, not what exists.
+
+"closed" events of a job that is stopped or full are kept until it goes on, so that each connection has its
+one "closed" whatever happens; there are never more of them than there were connections.
 """
 
 from __future__ import annotations
@@ -70,6 +74,7 @@ class Listener:
         self.connections: dict[bytes, Connection] = {}
         self.discards: set[Discard] = set()
         self.syncs: list[Sync] = []
+        self.parked: set[Connection] = set()  # to be looked at when reading goes on
         self.reads = False
         self._armed = False
         self._full = False  # the job's queue
@@ -90,9 +95,6 @@ class Listener:
         self._armed = True
         payload = socket_pb2.SocketEvent(local=address_message(self._local()))
         self.host.fire(self.job, self.clock.event("listening", b"", payload))
-        held, self._held = self._held, []
-        for key, event in held:
-            self.host.fire(self.job, event, key=key)
         self._set_reads()
 
     def stop(self) -> None:
@@ -116,16 +118,21 @@ class Listener:
         if reads == self.reads:
             return
         self.reads = reads
-        for connection in self.connections.values():
-            if reads:
-                connection.go_on()
-            else:
-                connection.watch()
+        if not reads:
+            self._watch()
+            return
+        held, self._held = self._held, []
+        for key, event in held:
+            self._fire_held(key, event)
+        if not self.reads:
+            return  # they have filled the queue
+        parked, self.parked = self.parked, set()
+        for connection in parked:
+            connection.go_on()
         self._watch()
-        if reads:
-            later, self._later = self._later, []
-            for done in later:
-                self.sync(done)
+        later, self._later = self._later, []
+        for done in later:
+            self.sync(done)
 
     def close(self) -> None:
         """Close everything and fire nothing."""
@@ -139,6 +146,7 @@ class Listener:
         for discard in self.discards:
             discard.drop()
         self.connections.clear()
+        self.parked.clear()
         self.discards.clear()
         self._held.clear()
         self._end_syncs()
@@ -163,14 +171,25 @@ class Listener:
     def fire(self, key: bytes, event: bytes) -> None:
         """An event of a connection."""
         self.host.fire(self.job, event, key=key)
+        if not self.host.spare(self.job):
+            self.pause()
+
+    def fire_many(self, key: bytes, events: list[bytes]) -> None:
+        """Several."""
+        self.host.fire_many(self.job, events, key=key)
+        if not self.host.spare(self.job):
+            self.pause()
+
+    def _fire_held(self, key: bytes, event: bytes) -> None:
+        if self.reads:
+            self.fire(key, event)
+        else:
+            self._held.append((key, event))
 
     def fire_closed(self, key: bytes, event: bytes) -> None:
         """The last event of a connection: it is forgotten."""
         connection = self.connections.pop(key)
-        if self._armed:
-            self.host.fire(self.job, event, key=key)
-        else:
-            self._held.append((key, event))
+        self._fire_held(key, event)
         if self.syncs:
             for sync in self.syncs:
                 sync.waiting.pop(connection, None)
@@ -219,6 +238,8 @@ class Listener:
                 self._failed = False
                 self.host.restore(self.job)
             self._admit(sock, raw)
+            if not self.reads:
+                return
 
     def _admit(self, sock: socket.socket, raw: RawAddress) -> None:
         connection = Connection(self, sock, next(NUMBERS))
@@ -309,6 +330,9 @@ class Listener:
                 sync.waiting[connection] = connection.bytes_in + size
             else:  # the end, an error or an empty message: one read has it
                 connection.ready(EPOLLIN)
+        if not self.reads:  # the queue has become full over this: once more when it has room
+            self._later.append(done)
+            return
         self.syncs.append(sync)
         self.check_syncs()
 

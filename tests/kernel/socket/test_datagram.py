@@ -213,3 +213,17 @@ def test_sync_comes_after_every_datagram_that_waited(rig):
     rig.module.stop(job)
     rig.module.sync(job, lambda: done.append(1))
     assert done[1:] == [0, 1]
+
+
+def test_full_queue_stops_receiving_at_that_very_datagram(rig):
+    job = rig.open("udp:127.0.0.1:0")
+    client = sender(rig, job)
+    for _ in range(10):
+        client.send(b"x")
+    rig.host.fired_max = len(rig.host.fired) + 4
+    rig.until(lambda: len(rig.of("data")) == 4)
+    rig.quiet()
+    assert len(rig.of("data")) == 4
+    rig.host.fired_max += 100
+    rig.module.resume(job)
+    rig.until(lambda: len(rig.of("data")) == 10)

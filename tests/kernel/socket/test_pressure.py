@@ -6,6 +6,8 @@ import contextlib
 import os
 import resource
 
+import pytest
+
 ROOM = 256 * 1024
 
 
@@ -83,6 +85,64 @@ def test_stopped_job_is_quiet_and_goes_on_where_it_was(rig):
     rig.until(lambda: len(rig.of("accepted")) == 3)
     assert len(rig.of("closed", other_key)) == 1
     assert rig.types().count("listening") == 2
+
+
+@pytest.mark.parametrize("framing", ["raw", "line"])
+def test_full_queue_stops_the_job_at_that_very_event(rig, framing):
+    job = rig.open("tcp:127.0.0.1:0", framing=framing, data_max=5)
+    pairs = [rig.connect(job) for _ in range(20)]
+    for client, _ in pairs:
+        client.send(b"data\n" * 10)
+    before = len(rig.host.fired)
+    size = 5 if framing == "raw" else 4
+    while len(rig.of("data")) < 200:
+        rig.host.fired_max = len(rig.host.fired) + 7
+        rig.module.resume(job)
+        rig.quiet()
+        rig.until(lambda: len(rig.host.fired) >= min(rig.host.fired_max, before + 200))
+        assert len(rig.host.fired) <= rig.host.fired_max
+    assert [len(rig.data(key)) for _, key in pairs] == [10 * size] * 20
+
+
+def test_full_queue_stops_accepting_at_that_very_connection(rig):
+    job = rig.open("tcp:127.0.0.1:0")
+    rig.host.fired_max = len(rig.host.fired) + 3
+    for _ in range(5):
+        rig.client(job)
+    rig.until(lambda: len(rig.of("accepted")) == 3)
+    rig.quiet()
+    assert len(rig.of("accepted")) == 3
+    rig.host.fired_max += 100
+    rig.module.resume(job)
+    rig.until(lambda: len(rig.of("accepted")) == 5)
+
+
+def test_closed_is_kept_while_the_queue_is_full(rig):
+    job = rig.open("tcp:127.0.0.1:0")
+    pairs = [rig.connect(job) for _ in range(3)]
+    rig.module.pause(job)
+    for _, key in pairs:
+        rig.op(job, key, "close")
+    assert not rig.of("closed")
+    rig.host.fired_max = len(rig.host.fired) + 2
+    rig.module.resume(job)
+    assert len(rig.of("closed")) == 2
+    rig.host.fired_max += 100
+    rig.module.resume(job)
+    assert len(rig.of("closed")) == 3
+
+
+def test_pausing_touches_no_idle_connection(rig):
+    """The cost of back-pressure is that of what happens: a thousand idle ones stay where they are."""
+    job = rig.open("tcp:127.0.0.1:0")
+    idle = [rig.connect(job)[0] for _ in range(50)]
+    rig.module.pause(job)
+    assert sum(c.sock.fileno() in rig.loop for c in job.data.connections.values()) == 50
+    idle[0].send(b"x")
+    rig.quiet()
+    assert sum(c.sock.fileno() in rig.loop for c in job.data.connections.values()) == 49
+    rig.module.resume(job)
+    assert rig.wait_data(1) == b"x"
 
 
 def test_two_thousand_connections(rig):
