@@ -80,13 +80,21 @@ class Echo:
                 client.communicate(timeout=PATIENCE)
 
     def stop(self):
+        """End it in order: (exit status, what it said on stderr)."""
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(PATIENCE)
+        return self.process.wait(PATIENCE), self._rest()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self._rest()
+
+    def _rest(self):
         self._reader.join(PATIENCE)
         said = self.process.stderr.read().decode()
         self.process.stderr.close()
         self.process.stdout.close()
-        return status, said
+        return said
 
 
 class Talk:
@@ -117,8 +125,8 @@ class Talk:
         self._out.put(None)
 
 
-@pytest.fixture
-def folder():
+@contextlib.contextmanager
+def open_folder():
     """A folder that every user can reach; pytest's own are private."""
     path = tempfile.mkdtemp(prefix="aemd-")
     os.chmod(path, 0o755)
@@ -126,23 +134,26 @@ def folder():
     shutil.rmtree(path)
 
 
-@pytest.fixture
-def start(folder):
-    """Starts daemons, and ends them; they must end well and say nothing on stderr."""
-    running = []
-
-    def start(**options):
-        echo = Echo(f"{folder}/sock", **options)
-        running.append(echo)
-        echo.wait("serving")
-        return echo
-
-    yield start
-    for echo in running:
-        if echo.process.poll() is None:
-            assert echo.stop() == (0, "")
+@contextlib.contextmanager
+def running(path, **options):
+    """A daemon, which must end well and say nothing on stderr if it still runs then."""
+    echo = Echo(path, **options)
+    echo.wait("serving")
+    yield echo
+    if echo.process.poll() is None:
+        assert echo.stop() == (0, "")
 
 
 @pytest.fixture
-def echo(start):
-    return start()
+def start():
+    """Starts daemons of the test's own, one after the other, on one path."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(open_folder())
+        yield lambda **options: stack.enter_context(running(f"{folder}/sock", **options))
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """One daemon for all tests that leave it as it was."""
+    with open_folder() as folder, running(f"{folder}/sock") as echo:
+        yield echo

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -40,6 +41,7 @@ def connect(path):
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: repr(garbage[:20]))
 def test_garbage_ends_its_connection_only(echo, garbage):
     with echo.channel() as channel:
+        until(echo, channel, lambda counters: counters["connections"] == 1)
         talk = echo.session(channel)
         talk.who()
         with connect(echo.path) as sock, contextlib.suppress(OSError):
@@ -63,7 +65,7 @@ def until(echo, channel, holds):
 
 def test_thousand_silent_connections_cost_the_core_nothing(echo):
     with echo.channel() as channel, contextlib.ExitStack() as stack:
-        before = echo.counters(channel)
+        before = until(echo, channel, lambda counters: counters["connections"] == 1)
         socks = [stack.enter_context(connect(echo.path)) for _ in range(1000)]
         after = until(echo, channel, lambda counters: counters["connections"] == 1001)
         assert after["descriptors"] == before["descriptors"]
@@ -89,7 +91,8 @@ def test_connections_beyond_the_limit_of_a_user_are_closed(start):
             assert echo.echo(other, b"x") == b"x"
 
 
-def test_killed_front_is_replaced_and_said(echo):
+def test_killed_front_is_replaced_and_said(start):
+    echo = start()
     with echo.channel() as channel:
         talk = echo.session(channel)
         talk.who()
@@ -107,7 +110,8 @@ def test_killed_front_is_replaced_and_said(echo):
         assert echo.session(channel).ask("echo", text="again") == b"again"
 
 
-def test_killed_zygote_is_started_again_and_fronts_live_on(echo):
+def test_killed_zygote_is_started_again_and_fronts_live_on(start):
+    echo = start()
     with echo.channel() as channel:
         talk = echo.session(channel)
         talk.who()
@@ -122,7 +126,8 @@ def test_killed_zygote_is_started_again_and_fronts_live_on(echo):
         assert echo.session(channel).ask("echo", text="again") == b"again"
 
 
-def test_front_wanted_while_there_is_no_zygote_comes_with_the_next(echo):
+def test_front_wanted_while_there_is_no_zygote_comes_with_the_next(start):
+    echo = start()
     zygote = echo.counters()["zygote"]
     with echo.channel() as channel:
         (front,) = echo.counters(channel)["front_pids"]
@@ -132,14 +137,14 @@ def test_front_wanted_while_there_is_no_zygote_comes_with_the_next(echo):
         assert echo.session(channel).ask("echo", text="again") == b"again"
 
 
-def test_killed_daemon_leaves_no_process_and_no_obstacle(echo, start):
+def test_killed_daemon_leaves_no_process_and_no_obstacle(start):
+    echo = start()
     with echo.channel() as channel:
         talk = echo.session(channel)
         talk.who()
         counters = echo.counters(channel)
         pidfds = [os.pidfd_open(pid) for pid in (*counters["front_pids"], counters["zygote"])]
-        echo.process.kill()
-        echo.process.wait()
+        echo.kill()
         with pytest.raises(grpc.RpcError) as ended:
             next(talk.call)
         assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -151,15 +156,17 @@ def test_killed_daemon_leaves_no_process_and_no_obstacle(echo, start):
 
 
 def gone(pidfd):
-    import select
-
-    with os.fdopen(pidfd) as _:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
+    """Whether the process ends within the time limit."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    try:
         return bool(poll.poll(20_000))
+    finally:
+        os.close(pidfd)
 
 
-def test_ended_daemon_leaves_no_process(echo):
+def test_ended_daemon_leaves_no_process(start):
+    echo = start()
     with echo.channel() as channel:
         talk = echo.session(channel)
         talk.who()
@@ -185,11 +192,13 @@ def test_second_daemon_says_who_serves_and_exits(echo):
     )
     assert second.returncode == 1
     assert second.stderr.decode().strip() == f"aemd already serves {echo.path}: pid {echo.process.pid}"
-    assert echo.counters()["connections"] == 1
+    with echo.channel() as channel:
+        assert echo.echo(channel, b"unharmed") == b"unharmed"
 
 
 def test_client_process_that_exits_is_noticed_once_and_leaves_nothing(echo):
-    before = echo.counters()
+    with echo.channel() as channel:
+        before = until(echo, channel, lambda counters: counters["connections"] == 1)
     with echo.client(os.geteuid()) as client:
         assert client.stdout.readline()
         client.kill()

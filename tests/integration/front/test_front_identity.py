@@ -43,7 +43,8 @@ def test_connections_have_numbers_of_their_own(echo):
 
 
 @root
-def test_other_user_has_another_principal_and_another_front(echo):
+def test_other_user_has_another_principal_and_another_front(start):
+    echo = start()
     with echo.channel() as channel, echo.client(f"{NOBODY}:7,9") as client:
         echo.counters(channel)
         who = json.loads(client.stdout.readline())

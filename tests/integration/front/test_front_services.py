@@ -18,7 +18,8 @@ def reflect(channel, **request):
     return next(stub.ServerReflectionInfo(iter([request]), timeout=20))
 
 
-def test_health_serves_until_the_drain(echo):
+def test_health_serves_until_the_drain(start):
+    echo = start()
     with echo.channel() as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for service in ("", "aem.v1.EventService", "aem.v1.JobService"):
