@@ -1,8 +1,8 @@
 """A binding: one session's hold on a job, with everything that waits or is in flight for it.
 
 Its numbers tile: dealt with, in flight (flight.py), never sent (waiting.py), head. `sent` is the newest
-number ever sent, `shown` the newest that the client must have seen if it received all that this stream carried. Here
-is the step between the two: sending.
+number ever sent, `shown` the newest that the client must have seen if it received all that this stream
+carried. Here is the step between the two: sending.
 """
 
 from __future__ import annotations

@@ -47,11 +47,13 @@ class Course:
         elif action is Action.RELEASE:
             self._effects.append(Release(job))
 
-    def _rewind(self, binding: Binding, entries: list[Entry], reason: str) -> None:
-        """Entries in flight go back; those that were sent often enough, or whose job is closing, do not."""
+    def _rewind(self, binding: Binding, entries: list[Entry], park: str | None) -> None:
+        """Entries in flight go back; those whose job is closing do not, nor, with a reason to
+        `park`, those that were sent often enough.
+        """
         if not entries:
             return
-        settled = binding.rewind(entries, reason=reason, parked_max=self.limits.parked_max)
+        settled = binding.rewind(entries, park=park, parked_max=self.limits.parked_max)
         if settled:
             self._settled(binding)
         if settled < len(entries):
@@ -67,6 +69,8 @@ class Course:
         ):
             self._end(job, job.reason)
             return
+        if binding.marks is not None:
+            binding.session.send_marks(binding, None)
         stats = binding.stats
         if stats is not None and stats.lost != stats.lost_shown:
             stats.lost_shown = stats.lost

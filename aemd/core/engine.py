@@ -115,7 +115,8 @@ class Engine(Stimuli, Answers):
         received = seq if epoch == binding.job.epoch else 0 if epoch < binding.job.epoch else binding.sent
         binding.credit_events = binding.credit_bytes = 0
         if binding.head:
-            self._rewind(binding, binding.unseen(received), "the stream was lost")
+            # A lost stream says nothing about a handler: what the client never saw is not parked.
+            self._rewind(binding, binding.unseen(received), None)
             if binding.job.state is JobState.GONE:
                 return
             binding.restream(received, self.now.mono_ns)

@@ -1,8 +1,8 @@
 """What is in flight for a client: acknowledged, given back, timed out, sent again, parked.
 
 `unacked` holds everything that was sent and is not dealt with, always in the order of the numbers. Those of
-it that are to be sent again stand in `again` (a heap by number) or `delayed` (a heap by time) as well; items of
-those that have meanwhile been dealt with are recognised by their state and skipped.
+it that are to be sent again stand in `again` (a heap by number) or `delayed` (a heap by time) as well;
+items of those that have meanwhile been dealt with are recognised by their state and skipped.
 """
 
 from __future__ import annotations
@@ -145,11 +145,12 @@ class Flight(Waiting):
             self.unacked = None
             self.again = self.delayed = self.timers = self.behind = None
 
-    def rewind(self, entries: list[Entry], *, reason: str, parked_max: int) -> int:
-        """Entries in flight are to be sent again, or parked if they were sent often enough. In a job that is
-        closing they are given up. How many entries were settled by that.
+    def rewind(self, entries: list[Entry], *, park: str | None, parked_max: int) -> int:
+        """Entries in flight are to be sent again, or, if there is a reason to `park` them, parked when they
+        were sent often enough. In a job that is closing they are given up. How many entries were settled by
+        that.
         """
-        most = self.options.attempts_max
+        most = self.options.attempts_max if park is not None else 0
         closing = self.job.state is JobState.CLOSING
         settled = 0
         for entry in entries:
@@ -157,7 +158,7 @@ class Flight(Waiting):
                 self._discard_unacked(entry)
                 settled += 1
             elif most and entry.attempts >= most:
-                self.park(entry, reason, parked_max)
+                self.park(entry, park or "", parked_max)
                 settled += 1
             else:
                 entry.state = ON_REWIND[entry.state]

@@ -13,6 +13,7 @@ from aemd.core.effects import Pause
 from aemd.core.entry import SOURCE_FAILED, Loss
 from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.options import PAUSE_SOURCE
+from aemd.core.waiting import COUNT_MAX
 from aemd.v1 import session_pb2
 
 _ARMED = JobState.ARMED
@@ -27,6 +28,9 @@ class Stimuli(Course):
             return
         binding = job.binding
         job.last_fire_ns = self.now.real_ns
+        while count > COUNT_MAX:
+            binding.push(event, key, COUNT_MAX)
+            count -= COUNT_MAX
         if binding.push(event, key, count) or binding.listed < 0:
             binding.session.wake(binding)
         options = binding.options

@@ -232,7 +232,8 @@ class Waiting:
         if gaps > self.options.queue_depth + GAPS_MAX:
             entries = _joined(entries, True)
             gaps = sum(entry.loss is not None for entry in entries)
-        self.queue = deque(entries)
+        self.queue.clear()
+        self.queue.extend(entries)
         self.gaps = gaps
 
     def discard_unsent(self) -> int:
