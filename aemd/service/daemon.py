@@ -62,8 +62,10 @@ class Daemon:
             reserve=limits.descriptors_reserve,
             others=lambda: self.peers.descriptors,
         )
-        host = ModuleHost(reactor=self.loop, limits=limits, engine=self.engine, descriptors=self.descriptors)
-        self.registry = Registry(host)
+        self.host = ModuleHost(
+            reactor=self.loop, limits=limits, engine=self.engine, descriptors=self.descriptors
+        )
+        self.registry = Registry(self.host)
         self.conductor = Conductor(
             engine=self.engine,
             reactor=self.loop,
@@ -78,11 +80,11 @@ class Daemon:
             limits,
             socket_path=os.fsencode(config.socket),
             public=not config.user,
-            open_stream=self._open_stream,
-            process_gone=self._process_gone,
+            open_stream=self.open_stream,
+            process_gone=self.process_gone,
         )
         self.sessions = Sessions(self.conductor, self.peers)
-        self._methods = {
+        self.methods = {
             **JobService(self.conductor).methods(),
             **ModuleService(self.conductor).methods(),
             **AdminService(self).methods(),
@@ -90,10 +92,14 @@ class Daemon:
         self._due_ns: int | None = None
         self._timer: Timer | None = None
 
-    def run(self) -> None:
-        """Serve until a signal, and end in order."""
+    def begin(self) -> None:
+        """Load the modules; from here on the loop may turn."""
         self._begin_turn()
         self.registry.load_all()
+
+    def run(self) -> None:
+        """Serve until a signal, and end in order."""
+        self.begin()
         try:
             self.peers.start()
         except SocketTaken as error:
@@ -108,18 +114,20 @@ class Daemon:
         try:
             self.loop.run()
         finally:
-            self._close()
+            self.end()
         log.get().info("ended", **{log.SOCKET: self.config.socket})
 
     # Streams.
 
-    def _open_stream(self, stream: Stream) -> StreamHandler:
+    def open_stream(self, stream: Stream) -> StreamHandler:
+        """The handler of a new RPC."""
         if stream.method == SESSION_METHOD:
             return self.sessions.handler(stream)
-        called = self._methods.get(stream.method)
+        called = self.methods.get(stream.method)
         return Unimplemented(stream) if called is None else UnaryCall(stream, called)
 
-    def _process_gone(self, principal: Principal) -> None:
+    def process_gone(self, principal: Principal) -> None:
+        """A client's process has ended."""
         self.engine.end_process(principal.pid, principal.start_time_ticks, self.conductor.now())
         self.conductor.settle()
 
@@ -184,7 +192,8 @@ class Daemon:
     def _hang_up(self, _number: int) -> None:
         log.get().info("ignored, there is no configuration to read again", **{log.SIGNAL: "SIGHUP"})
 
-    def _close(self) -> None:
+    def end(self) -> None:
+        """End what is left, and give everything back."""
         self.sessions.end_all()
         self.conductor.settle()
         self.registry.close()
