@@ -20,7 +20,7 @@ from aem.errors import AemError, Code, ConnectionLost, from_rpc
 from aem.v1 import session_pb2
 
 WAIT_FIRST = 0.02  # seconds until the second attempt; a front is replaced in about ten milliseconds
-WAIT_MAX = 2.0
+WAIT_MAX = 1.0
 
 
 class Link:

@@ -194,8 +194,8 @@ class AsyncEventStream(Generic[E]):
     async def open(self) -> Self:
         """Register the job, if that is not done; raises AemError when refused."""
         if not self._opened:
-            self._opened = True
             self.job = await self._client._open_stream(self._module, self._inbox, self._more)
+            self._opened = True
         return self
 
     async def __aiter__(self) -> AsyncIterator[E | Gap]:
