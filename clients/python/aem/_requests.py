@@ -145,7 +145,8 @@ class Requests:
     def _repeat_requests(self) -> None:
         """On a new stream: ask what has no answer yet."""
         for number, request in list(self._requests.items()):
-            self._emit_request(number, request)
+            if not request.internal:
+                self._emit_request(number, request)
 
     def _settle(self, number: int, error: AemError | None) -> bool:
         """The answer to a request; False if it is none that waits."""
