@@ -1,0 +1,199 @@
+"""The public socket: who may take it, and how it accepts when descriptors are short."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aemd.loop.loop import Loop
+from aemd.peer import accept
+from aemd.peer.accept import Acceptor, SocketTaken, take
+
+TURN_NS = 10_000_000_000
+HOLDER = """
+import sys, os
+sys.path.insert(0, sys.argv[2])
+from aemd.peer.accept import take
+place = take(os.fsencode(sys.argv[1]), public=True)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    monkeypatch.chdir(tmp_path)  # pytest's paths are longer than a socket's may be
+    return b"sock"
+
+
+@contextlib.contextmanager
+def holder(path: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-c", HOLDER, path, str(Path(accept.__file__).parents[2])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(("public", "mode"), [(True, 0o666), (False, 0o600)])
+def test_mode_says_who_may_connect(path: bytes, public: bool, mode: int) -> None:
+    place = take(path, public=public)
+    assert stat.S_IMODE(os.stat(path).st_mode) == mode
+    place.give_back()
+    assert not os.path.exists(path)
+
+
+def test_path_that_is_served_names_its_server(path: bytes) -> None:
+    with holder(path) as process:
+        with pytest.raises(SocketTaken) as taken:
+            take(path, public=True)
+        assert str(taken.value) == f"aemd already serves sock: pid {process.pid}"
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+
+
+def test_path_of_a_killed_daemon_is_free(path: bytes) -> None:
+    with holder(path) as process:
+        process.kill()
+        process.wait()
+    assert os.path.exists(path)
+    take(path, public=True).give_back()
+
+
+def test_daemon_that_drains_keeps_the_path_but_not_the_file(path: bytes) -> None:
+    place = take(path, public=True)
+    place.stop_listening()
+    assert not os.path.exists(path)
+    with pytest.raises(SocketTaken, match=f"pid {os.getpid()}"):
+        take(path, public=True)
+    place.give_back()
+    take(path, public=True).give_back()
+
+
+def test_server_that_knows_no_lock_is_left_alone(path: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        other.listen()
+        with pytest.raises(SocketTaken, match=f"pid {os.getpid()}"):
+            take(path, public=True)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+
+
+def test_file_that_is_no_socket_is_left_alone(path: bytes) -> None:
+    Path(os.fsdecode(path)).write_text("precious")
+    with pytest.raises(SocketTaken, match="not a socket"):
+        take(path, public=True)
+    assert Path(os.fsdecode(path)).read_text() == "precious"
+
+
+def test_path_that_is_too_long_is_refused() -> None:
+    with pytest.raises(SocketTaken, match="107"):
+        take(b"/tmp/" + b"x" * 103, public=True)
+
+
+def test_lock_that_is_a_link_is_not_followed(path: bytes, tmp_path: Path) -> None:
+    (tmp_path / "sock.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        take(path, public=True)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_socket_file_of_a_successor_is_not_removed(path: bytes) -> None:
+    place = take(path, public=True)
+    os.unlink(path)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        place.give_back()
+        assert os.path.exists(path)
+
+
+class Accepting:
+    """An Acceptor over a real loop, which keeps what it accepts."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self.loop = Loop()
+        self.place = take(path, public=False)
+        self.kept: list[socket.socket] = []
+        self.acceptor = Acceptor(self.loop, self.place.listener, reserve=8, accepted=self.kept.append)
+
+    def connect(self, count: int) -> list[socket.socket]:
+        socks = [socket.socket(socket.AF_UNIX) for _ in range(count)]
+        for sock in socks:
+            sock.connect(self.path)
+        return socks
+
+
+@pytest.fixture
+def accepting(path: bytes) -> Iterator[Accepting]:
+    accepting = Accepting(path)
+    yield accepting
+    accepting.acceptor.close()
+    accepting.place.give_back()
+    for sock in accepting.kept:
+        sock.close()
+    accepting.loop.close()
+
+
+def test_one_turn_accepts_a_bounded_number(accepting: Accepting) -> None:
+    socks = accepting.connect(accept.BATCH + 10)
+    accepting.loop.turn(TURN_NS)
+    assert len(accepting.kept) == accept.BATCH
+    accepting.loop.turn(TURN_NS)
+    assert len(accepting.kept) == accept.BATCH + 10
+    for sock in socks:
+        sock.close()
+
+
+def test_closed_acceptor_accepts_no_more(accepting: Accepting) -> None:
+    socks = accepting.connect(1)
+    accepting.acceptor.close()
+    accepting.acceptor.descriptor_freed()
+    accepting.loop.turn(0)
+    assert accepting.kept == []
+    for sock in socks:
+        sock.close()
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """A table of descriptors with so much room."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_reserve_is_kept_and_the_rest_waits_without_a_spin(accepting: Accepting) -> None:
+    socks = accepting.connect(30)
+    accepting.loop.clock("monotonic")
+    with room_for(20):
+        accepting.loop.turn(TURN_NS)
+        accepted = len(accepting.kept)
+        assert 0 < accepted <= 12
+        accepting.loop.turn(0)  # the listener is readable, and nothing happens
+        assert len(accepting.kept) == accepted
+        for _ in range(4):
+            accepting.kept.pop().close()
+        accepting.acceptor.descriptor_freed()
+        accepting.loop.turn(TURN_NS)
+        assert accepted - 4 < len(accepting.kept) <= accepted
+    while len(accepting.kept) < 26:
+        accepting.loop.turn(TURN_NS)  # the timer finds that there is room again
+    for sock in socks:
+        sock.close()
