@@ -196,10 +196,10 @@ class Peers:
         self._fronts.served(front)
 
     def front_lost(self, front: Front, reason: str) -> None:
-        """Pass it on, and remove what it may have left."""
+        """Remove what it may have left, and pass it on."""
+        shutil.rmtree(self._folder() + b"%d" % front.number, ignore_errors=True)
         if self._fronts.living(front):
             self._fronts.lost(front, reason)
-        shutil.rmtree(self._folder() + b"%d" % front.number, ignore_errors=True)
 
     # -- new connections
 

@@ -25,13 +25,14 @@ ECHO = "/aem.v1.JobService/GetJob"
 class Echo:
     """One daemon process, and what it says."""
 
-    def __init__(self, path, *, public=True, **limits):
+    def __init__(self, path, *, public=True, before=None, **limits):
         self.path = path
         self.heard = queue.Queue()
         self.process = subprocess.Popen(
             [sys.executable, HERE / "echo.py", path, json.dumps(limits), "public" if public else "private"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=before,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

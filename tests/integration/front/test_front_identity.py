@@ -1,8 +1,10 @@
 """Who a client is for the daemon, and which front serves whom."""
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
 NOBODY = 65534
+PR_CAPBSET_DROP, CAP_SYS_ADMIN = 24, 21
 STRANGER = """
 import ctypes, os, sys, grpc
 namespace = os.open(f"/proc/{sys.argv[1]}/ns/net", os.O_RDONLY)
@@ -119,3 +122,32 @@ def test_stranger_on_the_private_socket_is_unauthenticated(echo):
         [sys.executable, "-c", STRANGER, str(front), name[1:]], capture_output=True, timeout=20, check=False
     )
     assert said.stdout.decode().strip() == "StatusCode.UNAUTHENTICATED", said.stderr.decode()
+
+
+def drop_sys_admin():
+    """For a program that is started next, and its children: no CAP_SYS_ADMIN, so no unshare(CLONE_NEWNET)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) == 0
+
+
+@root
+def test_without_a_network_namespace_the_front_listens_in_a_private_folder(start):
+    echo = start(before=drop_sys_admin)
+    folder = os.path.dirname(echo.path)
+    with echo.channel() as channel:
+        assert echo.echo(channel, b"x" * 300_000) == b"x" * 300_000
+        (front,) = echo.counters(channel)["front_pids"]
+        assert os.readlink(f"/proc/{front}/ns/net") == os.readlink("/proc/self/ns/net")
+        (name,) = [name for name in os.listdir(folder) if name.startswith("front-")]
+        status = os.stat(f"{folder}/{name}")
+        assert status.st_mode & 0o777 == 0o700
+        assert status.st_uid != 0
+        os.kill(front, signal.SIGKILL)
+        echo.wait("front lost")
+        assert name not in os.listdir(folder)
+        assert echo.session(channel).ask("echo", text="again") == b"again"
+        assert len([name for name in os.listdir(folder) if name.startswith("front-")]) == 1
+        echo.kill()
+    assert len([name for name in os.listdir(folder) if name.startswith("front-")]) == 1
+    start(before=drop_sys_admin)
+    assert not [name for name in os.listdir(folder) if name.startswith("front-")]
