@@ -67,7 +67,7 @@ class Client:
     next_seen: int = 1
     position: int = 0  # newest number received
     settled: set[int] = field(default_factory=set)  # first numbers that the client dealt with
-    replies: int = 0
+    returned: set[int] = field(default_factory=set)  # given back, and not received again
     gone: int | None = None  # discarded, once the client was told
 
     @property
@@ -116,8 +116,8 @@ class Delivery(RuleBasedStateMachine):
         tokens = itertools.count(1)
         self.now = Now(1_000 * MS, 10**18)
         self.engine = Engine(LIMITS, new_token=lambda: next(tokens).to_bytes(16, "big"))
-        self.credit = [30, 3000]
-        self.session = self.engine.open_session(PRINCIPAL, label="", sdk="", credit=(30, 3000), now=self.now)
+        self.credit = [8, 600]
+        self.session = self.engine.open_session(PRINCIPAL, label="", sdk="", credit=(8, 600), now=self.now)
         self.clients: dict[int, Client] = {}
         self.wire: list[bytes] = []
         self.numbers = itertools.count(1)
@@ -311,8 +311,7 @@ class Delivery(RuleBasedStateMachine):
             assert not in_flight
         else:
             assert in_flight
-            if park:
-                client.settled.add(first)
+            (client.settled if park else client.returned).add(first)
 
     @precondition(lambda self: len(self.clients) > 2)
     @rule(job=consumes(jobs), how=st.sampled_from(["shutdown", "shutdown soon", "unbind", "exhaust"]))
@@ -371,7 +370,7 @@ class Delivery(RuleBasedStateMachine):
             for _ in range(fires):
                 self.fire(client.job, 10, b"", 1)
             self.grant(client.job, 4, 200)
-        self.grant_session(10, 1000)
+        self.grant_session(3, 200)
         self.collect(1 << 20, 5)
         self.receive(max(len(self.wire) - unread, 0))
 
@@ -449,6 +448,7 @@ class Delivery(RuleBasedStateMachine):
                 client.next_seen = last + 1
             else:
                 assert (known.last, known.content) == (last, content)
+            client.returned.discard(first)
             client.seen[first] = Told(last, content, attempts)
             client.position = max(client.position, last)
 
@@ -561,7 +561,9 @@ class Delivery(RuleBasedStateMachine):
     def finish(self, client: Client) -> None:
         binding = client.job.binding
         for last, entry in list((binding.unacked or {}).items()):
-            if entry.state is EntryState.INFLIGHT and entry.first in client.seen:
+            if entry.state is not EntryState.INFLIGHT or entry.first in client.returned:
+                continue  # the client waits for it
+            if entry.first in client.seen:
                 self.engine.complete(self.session, binding.id, 1, last, error=None, reply=None, now=self.now)
                 client.settled.add(entry.first)
 
