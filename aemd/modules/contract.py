@@ -198,6 +198,11 @@ class Module(Protocol):
     def sync(self, job: Job, done: Callable[[], None]) -> None:
         """Call `done()` once everything that the kernel had queued for `job` before now has been fired."""
 
+    def busy(self, job: Job) -> bool:
+        """Whether what handlers have answered is still on its way. A daemon that ends in order waits for
+        it, for a bounded time.
+        """
+
     def details(self, job: Job) -> dict[str, str]:
         """The job for people: addresses, next expiration, connections."""
 
@@ -227,6 +232,10 @@ class Basic:
     def sync(self, job: Job, done: Callable[[], None]) -> None:  # noqa: ARG002
         """Nothing waits in the kernel."""
         done()
+
+    def busy(self, job: Job) -> bool:  # noqa: ARG002
+        """Nothing is on its way: what is answered is done."""
+        return False
 
     def shutdown(self) -> None:
         """Nothing outlives the jobs."""

@@ -214,6 +214,14 @@ class Conductor:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return {}
 
+    def busy(self, job: Job) -> bool:
+        """Whether what handlers of the job have answered is still on its way."""
+        try:
+            return _module(job).busy(job)
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+            return False
+
     # Modules.
 
     def load_module(self, name: str) -> Module:

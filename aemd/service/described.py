@@ -15,7 +15,19 @@ from aemd.modules.params import parse_default
 
 # Lower case, as typed in a shell without quotes; 63 characters as in a DNS label.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_METHODS = ("open", "start", "stop", "close", "operate", "pause", "resume", "sync", "details", "shutdown")
+_METHODS = (
+    "open",
+    "start",
+    "stop",
+    "close",
+    "operate",
+    "pause",
+    "resume",
+    "sync",
+    "busy",
+    "details",
+    "shutdown",
+)
 
 
 def check_module(name: str, module: Module) -> None:

@@ -152,21 +152,29 @@ class Sessions:
         return bool(touched)
 
     def drain(self, reason: str, deadline_ns: int) -> None:
-        """Tell every client that the daemon ends in `deadline_ns` nanoseconds; open no more sessions."""
+        """Tell every client that the daemon ends in `deadline_ns` nanoseconds; accept no new work.
+
+        Jobs are stopped: what they have fired is still delivered and answered, and nothing comes after it.
+        """
         self._draining = reason
         frame = session_pb2.ServerFrame()
         frame.drain.deadline_ns = deadline_ns
         frame.drain.reason = reason
         encoded = frame.SerializeToString()
+        now = self._conductor.now()
         for stream in list(self._streams.values()):
             stream.answer(encoded)
             self.touch(stream)
+            bindings = stream.session.bindings if stream.session is not None else {}
+            for binding in list(bindings.values()):
+                self.engine.stop(binding.job, now)
+        self._conductor.settle()
 
     def end_idle(self) -> int:
         """While draining: end the sessions that wait for nothing; returns how many are left."""
         for stream in list(self._streams.values()):
             session = stream.session
-            if session is not None and _is_idle(session):
+            if session is not None and self._is_idle(session):
                 stream.end(AemError(Code.UNAVAILABLE, "DRAINING", self._draining))
         return len(self._streams)
 
@@ -199,6 +207,12 @@ class Sessions:
             older.detach(AemError(Code.ABORTED, "RESUMED_ELSEWHERE", "the session was resumed elsewhere"))
         return session
 
+    def _is_idle(self, session: Session) -> bool:
+        """Whether the client has everything that it was sent and has dealt with it, and so have the modules."""
+        return not session.control and not any(
+            binding.unacked or self._conductor.busy(binding.job) for binding in session.bindings.values()
+        )
+
     def _let_go(self, session: Session) -> None:
         self._holds.pop(session.id, _nothing)()
 
@@ -229,11 +243,6 @@ def _version(hello: session_pb2.Hello) -> int:
             daemon_max=VERSION_MAX,
         )
     return min(hello.version_max, VERSION_MAX)
-
-
-def _is_idle(session: Session) -> bool:
-    """Whether the client has everything that it was sent, and has dealt with it."""
-    return not session.control and not any(binding.unacked for binding in session.bindings.values())
 
 
 def _credit(hello: session_pb2.Hello) -> tuple[int, int] | None:

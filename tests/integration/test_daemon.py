@@ -218,6 +218,32 @@ def test_answer_of_a_handler_that_runs_is_still_taken_while_draining(daemon, fol
     assert daemon.process.wait(5) == 0
 
 
+def test_answer_that_its_peer_reads_slowly_still_arrives_whole(daemon, folder):
+    path = f"{folder}/web"
+    payload = os.urandom(250_000)
+    with daemon.client() as client:
+        session = client.session()
+        session.register("socket", listen=f"unix:{path}")
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(20)
+            peer.connect(path)
+            peer.sendall(b"question")
+            run, seq = complete_until_data(session)
+            answer = session_pb2.Complete(
+                binding=run.binding,
+                cursor=job_pb2.Cursor(epoch=run.epoch, seq=seq),
+                reply=session_pb2.Operation(name="write-close", data=payload),
+            )
+            assert session.ask(complete=answer).result.status.code == 0
+            daemon.signal(signal.SIGTERM)
+            session.skip_to("drain")
+            received = b""
+            while chunk := peer.recv(10_000):
+                received += chunk
+        assert received == payload
+    assert daemon.process.wait(5) == 0
+
+
 def complete_until_data(session):
     """Complete what comes before the first data, and return that one's run and number."""
     while True:

@@ -150,6 +150,10 @@ class Socket:
         """Call `done` once everything that has come until now has been fired."""
         _of(job).sync(done)
 
+    def busy(self, job: Job) -> bool:
+        """Whether output waits for its peer to read."""
+        return _of(job).busy()
+
     def details(self, job: Job) -> dict[str, str]:
         """Address, connections, counts."""
         return _of(job).details()

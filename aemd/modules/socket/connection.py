@@ -384,6 +384,11 @@ class Connection:
         self.watch()
 
     @property
+    def sends(self) -> bool:
+        """Whether output waits for the peer."""
+        return self._output is not None
+
+    @property
     def waits(self) -> bool:
         """What was read has not all been fired."""
         return self._more is not None

@@ -146,6 +146,10 @@ class Datagrams:
         self._end_syncs()
         self.host.refund(self.job, 1)
 
+    def busy(self) -> bool:
+        """Never: a datagram is taken at once or not at all."""
+        return False
+
     def details(self) -> dict[str, str]:
         """For people."""
         return {"address": str(self._local()), "received": str(self._received), "lost": str(self._lost)}

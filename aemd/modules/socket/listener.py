@@ -152,6 +152,10 @@ class Listener:
         self._end_syncs()
         self.host.refund(self.job, descriptors)
 
+    def busy(self) -> bool:
+        """Whether a connection has output that its peer has not read yet."""
+        return any(connection.sends for connection in self.connections.values())
+
     def details(self) -> dict[str, str]:
         """For people."""
         found = {

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from aemd.core.errors import invalid
-from aemd.modules.contract import Host, Job, encode
+from aemd.modules.contract import Basic, Host, Job, encode
 from aemd.modules.timer.parameters import CLOCKS, DESCRIPTION, parse_schedule
 from aemd.modules.timer.schedule import Dates, Passed, Schedule, Span, aligned
 from aemd.sources.reactor import Timer as Call
@@ -141,7 +141,7 @@ class Ticker:
             host.exhaust(self.job, "has expired")
 
 
-class Timer:
+class Timer(Basic):
     """The module."""
 
     description = DESCRIPTION
@@ -183,12 +183,6 @@ class Timer:
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:  # noqa: ARG002
         """There is nothing that a timer can be asked to do."""
         raise invalid("operation", f"{name}: timers have no operations; stop and start the job instead")
-
-    def pause(self, job: Job) -> None:
-        """Never called: not pausable, since expirations merge while nobody takes them."""
-
-    def resume(self, job: Job) -> None:
-        """Never called: not pausable."""
 
     def sync(self, job: Job, done: Callable[[], None]) -> None:
         """Fire what is due, then say so."""
