@@ -63,7 +63,12 @@ class OptionsParser:
         self._parsed: dict[tuple[bytes, Traits], Options] = {}
 
     def parse(self, options: job_pb2.Options, traits: Traits) -> Options:
-        """The options of a job of module `traits`; raises AemError with the field, its value and limit."""
+        """The options of a job of module `traits`; raises AemError with the field, its value and limit.
+
+        Fields that this daemon does not know are taken out of `options`: they may be as long as a message,
+        and the key that they would become part of is kept.
+        """
+        options.DiscardUnknownFields()
         key = (options.SerializeToString(deterministic=True), traits)
         parsed = self._parsed.get(key)
         if parsed is None:

@@ -71,3 +71,11 @@ def test_equal_options_are_one_object():
 def test_options_survive_the_wire():
     options = parse_options(job_pb2.Options(one_shot=True, attempts_max=3), PLAIN, LIMITS)
     assert parse_options(options.to_pb(), PLAIN, LIMITS) == options
+
+
+def test_fields_of_the_future_are_neither_told_apart_nor_kept():
+    parser = OptionsParser(LIMITS)
+    field_111 = b"\xfa\x06\x64"  # 100 bytes of it follow
+    one, other = (job_pb2.Options.FromString(field_111 + bytes([number]) * 100) for number in range(2))
+    assert parser.parse(one, PLAIN) is parser.parse(other, PLAIN)
+    assert one.ByteSize() == 0
