@@ -95,7 +95,7 @@ class User(Basic):
     ) -> int:
         """Fire an event for each payload at every armed job of the channel; returns how many jobs that is.
 
-        INVALID_ARGUMENT for a bad channel name, no payload, or one over limits.payload_bytes;
+        INVALID_ARGUMENT for a bad channel name, no payload, too many, or one over limits.payload_bytes;
         PERMISSION_DENIED for another's channel. Either all payloads are raised or none.
         """
         owner = _owner(principal, uid)
@@ -175,6 +175,14 @@ class User(Basic):
     def _check_payloads(self, payloads: Sequence[bytes]) -> None:
         if not payloads:
             raise invalid("payloads", "there is none; an empty one raises an event without data")
+        most = self._host.limits.raise_payloads
+        if len(payloads) > most:
+            raise invalid(
+                "payloads",
+                f"{len(payloads)} in one Raise, at most {most} are taken; spread them over several",
+                value=len(payloads),
+                limit=most,
+            )
         size, limit = max(map(len, payloads)), self._host.limits.payload_bytes
         if size > limit:
             raise invalid(

@@ -165,6 +165,16 @@ def test_one_payload_over_the_limit_refuses_all(host, user):
     assert not host.fired
 
 
+def test_too_many_payloads_in_one_raise_are_refused_whoever_listens(host, user):
+    most = host.limits.raise_payloads
+    with pytest.raises(AemError, match=f"at most {most}") as caught:
+        user.raise_events(who(1000), "nobody", [b""] * (most + 1))
+    assert caught.value.details["field"] == "payloads"
+    listen(user, 1, who(1000), "deploy")
+    user.raise_events(who(1000), "deploy", [b""] * most)
+    assert len(host.fired) == most
+
+
 def test_channels_are_counted_per_user_and_given_back():
     user = User(Host(limits=Limits(channels_per_uid=2)))
     first = listen(user, 1, who(1000), "a")
