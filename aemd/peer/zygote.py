@@ -25,6 +25,7 @@ from aemd.sources.reactor import Reactor, Timer
 RESTART_MIN_NS = 100 * MS  # then twice as long each time, while it does not even fork
 RESTART_MAX_NS = 10 * SECOND
 MESSAGES = 64  # read in one turn
+ENVIRONMENT = ("PATH", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON", "GRPC_")  # beginnings of names
 END_SECONDS = 2.0  # it has nothing to finish; then it is killed
 
 
@@ -69,6 +70,7 @@ class Zygote:
             process = subprocess.Popen(
                 [*self._command, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
+                env=_environment(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -185,3 +187,8 @@ class Zygote:
             os.close(self._pidfd)
             self._pidfd = -1
         self._process = None
+
+
+def _environment() -> dict[str, str]:
+    """What an interpreter and gRPC may need; the rest is not for those who may be taken over."""
+    return {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
