@@ -208,7 +208,7 @@ class Sessions:
         return session
 
     def _is_idle(self, session: Session) -> bool:
-        """Whether the client has everything that it was sent and has dealt with it, and so have the modules."""
+        """Whether the client has dealt with all that it was sent, and the modules with its answers."""
         return not session.control and not any(
             binding.unacked or self._conductor.busy(binding.job) for binding in session.bindings.values()
         )

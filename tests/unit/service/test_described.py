@@ -32,7 +32,7 @@ class Sample:
 
     def start(self) -> None: ...
 
-    stop = close = operate = pause = resume = sync = details = shutdown = start
+    stop = close = operate = pause = resume = sync = busy = details = shutdown = start
     open = start
 
 
