@@ -137,9 +137,11 @@ class Conductor:
         self.engine.stop(job, self.now())
         self.settle()
 
-    def shutdown(self, job: Job, *, deadline_ns: int) -> None:
+    def shutdown(self, job: Job, *, by: Principal, deadline_ns: int) -> None:
         """End a job after its running handler, or after `deadline_ns`; 0 is the default one."""
-        self.engine.shutdown(job, reason="shut down by its owner", deadline_ns=deadline_ns, now=self.now())
+        owned = by.owner == job.owner.owner
+        reason = "shut down by its owner" if owned else f"shut down by uid {by.uid}"
+        self.engine.shutdown(job, reason=reason, deadline_ns=deadline_ns, now=self.now())
         self.settle()
 
     def set_priority(self, job: Job, priority: int) -> None:

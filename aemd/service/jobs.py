@@ -62,7 +62,7 @@ class JobService:
 
     def _shutdown(self, principal: Principal, request: job_pb2.ShutdownJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.name)
-        self._conductor.shutdown(job, deadline_ns=request.deadline_ns)
+        self._conductor.shutdown(job, by=principal, deadline_ns=request.deadline_ns)
         return self._view(job)
 
     def _update(self, principal: Principal, request: job_pb2.UpdateJobRequest) -> job_pb2.Job:

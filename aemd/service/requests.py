@@ -84,7 +84,8 @@ class Requests:
         self._conductor.stop(self._job(session, body.job))
 
     def _shutdown(self, session: Session, body: session_pb2.Shutdown) -> None:
-        self._conductor.shutdown(self._job(session, body.job), deadline_ns=body.deadline_ns)
+        job = self._job(session, body.job)
+        self._conductor.shutdown(job, by=session.principal, deadline_ns=body.deadline_ns)
 
     def _set_priority(self, session: Session, body: session_pb2.SetPriority) -> None:
         self._conductor.set_priority(self._job(session, body.job), body.priority)

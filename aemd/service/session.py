@@ -73,7 +73,8 @@ class SessionStream:
             self.stream.consumed(len(message))
             return
         self._messages.append(message)
-        self.pump()
+        if self._wake is None:  # else it has had its share of this turn
+            self.pump()
 
     def half_closed(self) -> None:
         """The client will say no more."""
@@ -81,11 +82,14 @@ class SessionStream:
         self.pump()
 
     def closed(self, reason: str) -> None:
-        """The stream is lost; its session waits for the client to come back."""
+        """The stream is lost; its session waits for the client to come back, unless it said goodbye."""
         if self._ended:
             return
         self._forget()
-        self._sessions.lost(self, reason)
+        if self._half_closed:
+            self._sessions.finished(self, "the client ended the stream")
+        else:
+            self._sessions.lost(self, reason)
 
     def writable(self) -> None:
         """There is room for output again."""

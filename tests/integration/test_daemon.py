@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -487,6 +488,24 @@ def test_hundred_thousand_jobs_in_one_session(daemon):
         session.half_close()
         assert session.end()[0] == grpc.StatusCode.OK
         assert client.status().jobs == 0
+
+
+def test_five_thousand_silent_connections_hinder_nobody(daemon, eventually):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        client = stack.enter_context(daemon.client())
+        before = client.status()
+        for _ in range(5_000):
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+            silent.connect(daemon.path)
+        eventually(lambda: client.status().connections >= 5_000, "the connections")
+        with daemon.client() as late:
+            assert late.session().register("timer", every="1h").job
+        assert client.status().descriptors_open < before.descriptors_open + 10
+    with daemon.client() as client:
+        eventually(lambda: client.status().connections < 10, "their end")
 
 
 def test_thousand_sessions_with_ten_jobs_each(daemon):

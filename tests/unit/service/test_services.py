@@ -92,6 +92,12 @@ def test_job_is_stopped_started_and_shut_down(bench, call):
     assert call("JobService/GetJob", job_pb2.GetJobRequest(name=name)) is Code.NOT_FOUND
 
 
+def test_job_that_somebody_else_shut_down_says_who(bench, call):
+    wire = bench.session(principal(7))
+    request = job_pb2.ShutdownJobRequest(name=f"jobs/{wire.register('user', channel='c').job}")
+    assert call("JobService/ShutdownJob", request).reason == "shut down by uid 0"
+
+
 def test_update_changes_the_priority_and_nothing_else(bench, call):
     name = f"jobs/{bench.session().register('user', channel='c').job}"
 

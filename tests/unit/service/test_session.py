@@ -122,6 +122,24 @@ def test_sync_of_a_job_that_ends_meanwhile_is_answered_all_the_same(bench, prop)
     assert bench.daemon.conductor.syncs_of(wire.handler.session) == 0
 
 
+def test_stream_lost_after_the_goodbye_is_not_waited_for(bench):
+    wire = bench.session()
+    wire.register("user", channel="c")
+    wire.room(0)
+    wire.say_bundle(requests(10))
+    wire.handler.half_closed()
+    wire.handler.closed("cancelled")
+    bench.turn()
+    assert bench.daemon.engine.totals(wire.stream.principal).sessions == 0
+
+
+def test_many_small_messages_have_no_larger_share_of_a_turn_than_one_large_one(bench):
+    wire = bench.session()
+    for first in range(1, 5 * FRAMES_PER_TURN):
+        wire.say(request_id=first, start=session_pb2.Start(job=1))
+    assert len(wire.handler.session.control) <= FRAMES_PER_TURN
+
+
 def test_lost_stream_keeps_the_jobs_for_the_lease_and_no_longer(bench):
     wire = bench.session()
     wire.register("user", channel="c", options=job_pb2.Options(lease_ns=20_000_000))
