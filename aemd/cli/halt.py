@@ -45,6 +45,7 @@ class Halt:
     def __init__(self) -> None:
         self.reason: Exit | None = None
         self._waiting = False
+        self._shielded = False
 
     @contextmanager
     def armed(self, timeout_ns: int | None = None, *, stdout: bool = False) -> Iterator[Halt]:
@@ -77,11 +78,24 @@ class Halt:
         finally:
             self._waiting = False
 
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Nothing is raised within, also by a second signal; what came is raised at the end, where wait()
+        would raise it. For a step that must not be left half done.
+        """
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+        if self._waiting and self.reason is not None:
+            raise Halted(self.reason)
+
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
         again = self.reason is not None
         if not again:
             self.reason = _REASONS[signal.Signals(number)]
-        if self._waiting or again:
+        if (self._waiting or again) and not self._shielded:
             self._waiting = False
             raise Halted(self.reason or Exit.INTERRUPTED)
 

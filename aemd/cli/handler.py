@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from aemd.cli.output import Row, dumps
@@ -69,41 +69,55 @@ def _text(value: object) -> str:
 
 
 class Command:
-    """Runs a command for one event at a time."""
+    """Runs a command for one event at a time.
 
-    def __init__(self, words: Sequence[str], *, timeout_ns: int | None = None) -> None:
+    `shield`: within it no signal's exception is raised. Without that, one that comes while the command is
+    being started would leave it running with nobody who knows of it.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        timeout_ns: int | None = None,
+        shield: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._words = list(words)
         self._timeout_seconds = None if timeout_ns is None else timeout_ns / 1e9
+        self._shield = shield
 
     def run(self, row: Row) -> None:
         """Run it to its end; CommandError unless it exits with 0.
 
         Whatever else is raised meanwhile (a signal's exception) ends the command and goes on.
         """
+        process: subprocess.Popen[bytes] | None = None
         try:
-            process = subprocess.Popen(
-                self._words,
-                stdin=subprocess.PIPE,
-                env={**os.environ, **variables(row)},
-                process_group=0,
-            )
-        except OSError as error:
-            raise CommandError(f"{self._words[0]}: {error.strerror}") from error
-        try:
+            with self._shield():
+                process = self._start(row)
             process.communicate(dumps(row).encode() + b"\n", timeout=self._timeout_seconds)
         except subprocess.TimeoutExpired:
+            assert process is not None
             end(process)
-            seconds = f"{self._timeout_seconds:g}"
-            raise CommandError(f"{self._words[0]}: ended after its time limit of {seconds}s") from None
+            limit = f"{self._timeout_seconds:g}s"
+            raise CommandError(f"{self._words[0]}: ended after its time limit of {limit}") from None
         except BaseException:
-            end(process)
+            if process is not None:
+                end(process)
             raise
         if process.returncode:
             raise CommandError(f"{self._words[0]}: {_ended(process.returncode)}")
 
+    def _start(self, row: Row) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **variables(row)}
+        try:
+            return subprocess.Popen(self._words, stdin=subprocess.PIPE, env=environment, process_group=0)
+        except OSError as error:
+            raise CommandError(f"{self._words[0]}: {error.strerror}") from error
+
 
 def end(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> None:
-    """End a command and its process group: SIGTERM, and after the grace SIGKILL."""
+    """End a command and its process group: SIGTERM, and after the grace, or at the next signal, SIGKILL."""
     if process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
@@ -112,9 +126,16 @@ def end(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) 
     try:
         process.wait(grace_seconds)
     except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         process.wait()
+    except BaseException:
+        _kill(process)
+        raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ended(code: int) -> str:

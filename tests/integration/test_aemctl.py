@@ -18,14 +18,8 @@ Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
 EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 4
 
 
-@pytest.fixture(autouse=True)
-def address(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs of the test find the test's own daemon."""
-    monkeypatch.setenv("AEMD_ADDRESS", f"unix:{daemon.path}")
-
-
 @pytest.fixture
-def ctl() -> Ctl:
+def ctl(daemon: Any) -> Ctl:
     """Runs aemctl to its end."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +30,7 @@ def ctl() -> Ctl:
 
 
 @pytest.fixture
-def program() -> Iterator[aem.Client]:
+def program(daemon: Any) -> Iterator[aem.Client]:
     with aem.Client(label="the client") as client:
         yield client
 
@@ -155,17 +149,19 @@ def test_errors_are_objects_where_json_was_asked_for(ctl: Ctl) -> None:
 
 ASK = """
 eval "$(aemctl completion bash)"
-COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=() COMP_CWORD=0
-_aemctl_completion aemctl
-printf '%s\\n' "${COMPREPLY[@]}"
+for line; do
+    COMP_LINE=$line COMP_POINT=${#line} COMP_WORDS=() COMP_CWORD=0
+    _aemctl_completion aemctl
+    IFS=' '; echo "${COMPREPLY[*]}"
+done
 """
 
 
-def complete(line: str) -> list[str]:
-    """What bash offers when TAB is pressed behind `line`."""
+def complete(*lines: str) -> list[str]:
+    """What bash offers when TAB is pressed behind each of the lines."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "--norc", "-c", ASK, "bash", line],
+        ["bash", "--norc", "-c", ASK, "bash", *lines],
         env=environment,
         capture_output=True,
         text=True,
@@ -173,15 +169,24 @@ def complete(line: str) -> list[str]:
         timeout=30,
     )
     assert done.stderr == ""
-    return done.stdout.split("\n")[:-1]
+    return done.stdout.splitlines()
 
 
 def test_bash_completes_what_the_daemon_knows(job: aem.Job) -> None:
-    assert complete("aemctl watch ti") == ["timer"]
-    assert "every=" in complete("aemctl watch timer ")
-    assert complete("aemctl watch timer ev") == ["every="]
-    assert "every=" not in complete("aemctl watch timer every=1s ")
+    modules, names, name, others, choice, ids, value = complete(
+        "aemctl watch ti",
+        "aemctl watch timer ",
+        "aemctl watch timer ev",
+        "aemctl watch timer every=1s ",
+        "aemctl watch timer clock=bo",
+        "aemctl show-job ",
+        "aemctl list-jobs --module us",
+    )
+    assert modules == "timer"
+    assert {"every=", "after=", "calendar="} <= set(names.split())
+    assert name == "every="
+    assert "every=" not in others.split()
     # bash takes `clock=` for a word of its own and replaces only what stands behind it.
-    assert complete("aemctl watch timer clock=bo") == ["boottime"]
-    assert complete("aemctl show-job ") == [str(job.id)]
-    assert complete("aemctl list-jobs --module us") == ["user"]
+    assert choice == "boottime"
+    assert ids == str(job.id)
+    assert value == "user"

@@ -20,14 +20,8 @@ EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 4
 EXIT_TIMEOUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 124, 130, 141
 
 
-@pytest.fixture(autouse=True)
-def address(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs of the test find the test's own daemon."""
-    monkeypatch.setenv("AEMD_ADDRESS", f"unix:{daemon.path}")
-
-
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(daemon: Any) -> Iterator[Start]:
     """Starts aemctl; whatever still runs at the end of the test is ended."""
     running: list[subprocess.Popen[str]] = []
 
@@ -39,9 +33,11 @@ def start() -> Iterator[Start]:
 
     yield run
     for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait(LIMIT)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def outcome(process: subprocess.Popen[str], text: str | None = None) -> tuple[int, str, str]:

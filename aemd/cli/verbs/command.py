@@ -88,7 +88,7 @@ def on(
         parameters = checked_parameters(client, module, words)
         name = label or f"aemctl on: {command[0]}"
         chosen = job_options(**options)
-        runs = _Runs(Command(command, timeout_ns=timeout_ns), count, client.stop)
+        runs = _Runs(Command(command, timeout_ns=timeout_ns, shield=halt.shielded), count, client.stop)
         try:
             job = client.register(
                 module, runs.event, on_gap=runs.gap, options=chosen, label=name, params=parameters

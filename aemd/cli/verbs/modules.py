@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from aemd.cli.completion import complete_modules
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column, Row, dumps
 from aemd.cli.plain import plain
 from aemd.cli.text import safe
 from aemd.cli.verb import Settings, Verb
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from aem.v1 import module_pb2
 
 SECTION = "Modules"
+WIDTH_MAX = 100  # longer lines are hard to read
 COLUMNS = (
     Column("MODULE", lambda module: module["id"]),
     Column("JOBS", lambda module: module["jobs"], right=True),
@@ -86,38 +89,54 @@ def unload_module(settings: Settings, /, *, name: str) -> None:
 
 
 def _show(settings: Settings, module: module_pb2.Module) -> None:
-    row = plain(module)
-    settings.output.record(row, module_facts(row))
+    output, row = settings.output, plain(module)
+    if not output.for_people:
+        output.line(dumps(row))
+        return
+    for line in module_lines(row, min(WIDTH_MAX, shutil.get_terminal_size((WIDTH_MAX, 0)).columns)):
+        heading = line.endswith(":") and not line.startswith(" ")
+        output.line(output.paint(line, bold=True) if heading else line)
 
 
-def module_facts(row: Row) -> list[tuple[str, str]]:
-    """A module for people; facts without a name are lines of the one before."""
-    facts = [("module", f"{row['id']}: {row['summary']}")]
-    facts += [("", line) for line in row["description"].splitlines()]
-    facts += [
-        ("origin", row["origin"]),
-        ("delivery", row["delivery"] + (", in order for each key" if row["keyed"] else "")),
-        ("payload", row["payload_message"]),
-        ("jobs", str(row["jobs"])),
+def module_lines(row: Row, width: int) -> list[str]:
+    """A module for people, in lines of at most `width` where words allow it."""
+    keyed = "ordered by key" if row["keyed"] else ""
+    jobs = f"{row['jobs']} job{'s' * (row['jobs'] != 1)}"
+    facts = [row["origin"], row["delivery"], keyed, row["payload_message"], jobs]
+    lines = [
+        f"{row['id']}: {safe(row['summary'])}",
+        f"  ({safe(', '.join(fact for fact in facts if fact))})",
     ]
-    facts += _listed("parameters", [(p["name"], _parameter_text(p)) for p in row["parameters"]])
-    facts += _listed("events", [(e["name"], e["description"]) for e in row["events"]])
-    facts += _listed("operations", [(o["name"], _operation_text(o)) for o in row["operations"]])
-    facts += _listed("examples", [(_example(row["id"], text), "") for text in row["examples"]])
-    return [(name, safe(text)) for name, text in facts if text]
+    for paragraph in row["description"].splitlines():
+        lines += ["", *textwrap.wrap(safe(paragraph), width, initial_indent="  ", subsequent_indent="  ")]
+    lists = {
+        "Parameters": [(p["name"], _parameter_text(p)) for p in row["parameters"]],
+        "Events": [(e["name"], e["description"]) for e in row["events"]],
+        "Operations": [(o["name"], _operation_text(o)) for o in row["operations"]],
+    }
+    for title, items in lists.items():
+        if items:
+            lines += ["", f"{title}:", *_listed(items, width)]
+    if row["examples"]:
+        lines += ["", "Examples:", *(f"  {safe(_example(row['id'], text))}" for text in row["examples"])]
+    return lines
+
+
+def _listed(items: list[tuple[str, str]], width: int) -> list[str]:
+    """Names with their texts, the texts wrapped in a column of their own."""
+    broad = max(len(name) for name, _ in items) + 4
+    lines: list[str] = []
+    for name, text in items:
+        head = f"  {safe(name)}".ljust(broad)
+        lines += textwrap.wrap(safe(text), width, initial_indent=head, subsequent_indent=" " * broad) or [
+            head
+        ]
+    return lines
 
 
 def _example(module: str, text: str) -> str:
     """A module's example as a command; it may or may not begin with the module's name."""
     return f"aemctl watch {text}" if text.split()[:1] == [module] else f"aemctl watch {module} {text}"
-
-
-def _listed(title: str, items: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    if not items:
-        return []
-    broad = max(len(name) for name, _ in items)
-    lines = [f"{name:<{broad}}  {text}".rstrip() for name, text in items]
-    return [(title, " "), *(("", line) for line in lines)]
 
 
 def _parameter_text(parameter: Row) -> str:

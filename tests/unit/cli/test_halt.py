@@ -74,3 +74,19 @@ def test_standard_output_that_nobody_reads_ends_the_wait() -> None:
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(30) == Exit.BROKEN_PIPE
+
+
+def test_what_is_shielded_is_finished_first() -> None:
+    halt = Halt()
+    done = []
+
+    def what() -> None:
+        with halt.shielded():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the step")
+        done.append("what stands behind it")
+
+    with halt.armed(), pytest.raises(Halted) as caught:
+        halt.wait(what)
+    assert (done, caught.value.reason) == (["the step"], Exit.TERMINATED)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aemd.cli.halt import Halt, Halted
 from aemd.cli.handler import Command, CommandError, end, variables
 
 ROW: dict[str, Any] = {
@@ -109,7 +110,18 @@ def test_command_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_signal_while_the_command_runs_ends_it(tmp_path: Path) -> None:
+def test_signal_while_the_command_starts_waits_until_it_can_be_ended(tmp_path: Path) -> None:
+    """Was a bug: the command ran on with nobody who knew of it."""
+    halt = Halt()
+    pid = tmp_path / "pid"
+    code = f"echo $$ > {pid}; kill -TERM {os.getpid()}; exec sleep 1000"
+    with halt.armed(), pytest.raises(Halted):
+        halt.wait(lambda: Command(["sh", "-c", code], shield=halt.shielded).run(ROW))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_signal_while_the_command_runs_ends_it() -> None:
     class Interrupt(BaseException):
         pass
 
