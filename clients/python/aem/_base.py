@@ -15,7 +15,7 @@ from aem._handling import event_of, failed, gap_unheard, note_room, outcome_of, 
 from aem._protocol import Session
 from aem._registration import Registration, Sink
 from aem._workers import TOO_LATE, Workers
-from aem.errors import Code, ConnectionLost
+from aem.errors import Code, ConnectionLost, Reply
 from aem.events import Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
 from aem.options import Options, Param, values_of
 
@@ -96,7 +96,8 @@ class BaseClient:
         `run`: "inline", "fork" (a process for each event, at most `pool` at once) or "capsule" (a pool of
         `pool` processes made beforehand). `options`: see Options. `start`: arm it at once, True if not said.
         `label`: its name in lists, by default the function's. `on_gap`: called with a Gap where events were
-        lost; otherwise that is logged.
+        lost; otherwise that is logged. `on_room`: called with the key of a connection and the number of bytes
+        that may be written to it, when that has become more; it returns what a handler returns.
 
         What the handler returns goes back: None for nothing, bytes to be written to the connection that the
         event came from, or a Reply. What it raises fails the event, but for Retry and Park.
@@ -123,6 +124,7 @@ class BaseClient:
         options: Options | None = None,
         start: bool = True,
         on_gap: Callable[[Gap], object] | None = None,
+        on_room: Callable[[bytes, int], bytes | Reply | None] | None = None,
         params: Mapping[str, Param] | None = None,
         sink: Sink | None = None,
         **more: Param,
@@ -136,6 +138,7 @@ class BaseClient:
             sink=sink or self._dispatcher,
             handler=handler,
             on_gap=on_gap,
+            on_room=on_room,
             run=run,
             pool=pool,
         )
@@ -187,6 +190,20 @@ class BaseClient:
                 self._protocol.discard(entry)
                 self._dispatcher.done(entry)
             return None
+
+    def _go_on(self) -> None:
+        """Call on_room for the connections that have got room."""
+        with self._lock:
+            found = self._dispatcher.take_rooms()
+        for registration, key in found:
+            if key not in registration.rooms or registration.on_room is None:
+                continue  # closed meanwhile
+            try:
+                reply = outcome_of(registration.on_room(key, registration.rooms[key])).reply
+                if reply is not None:
+                    self._protocol.put_out(registration, key, reply)
+            except Exception as error:
+                failed(registration, error)
 
     def _call_handler(self, entry: Entry) -> tuple[Outcome | None, Any]:
         """Run the handler of `entry`, or have it run; returns the outcome, or None and what to await."""

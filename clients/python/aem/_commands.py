@@ -7,7 +7,7 @@ from typing import Any
 
 from aem._registration import Registration
 from aem._requests import BUNDLE_BYTES, Build, Request, Requests, Then, lost
-from aem.errors import AemError, Code
+from aem.errors import AemError, Code, Reply
 from aem.v1 import job_pb2, session_pb2
 
 RAISE_EVENTS = 1_024  # in one frame
@@ -105,6 +105,14 @@ class Commands(Requests):
                 registration.rooms[key] -= len(content)
             frame = Frame(op=session_pb2.Op(job=registration.id, key=key, operation=done))
             return self._of_job(registration, lambda: frame, repeatable=False)
+
+    def put_out(self, registration: Registration, key: bytes, reply: Reply) -> None:
+        """Output outside an answer that nobody waits for; a refusal is logged."""
+        done = session_pb2.Operation(name=reply.operation, data=reply.data)
+        with self._lock:
+            if registration.binding is not None:
+                registration.rooms[key] = registration.rooms.get(key, 0) - len(reply.data)
+                self._emit(Frame(op=session_pb2.Op(job=registration.id, key=key, operation=done)))
 
     def sync(self, registration: Registration) -> Any:
         """Ask for everything that the kernel has queued for a job."""

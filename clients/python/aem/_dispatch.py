@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from aem._binding import EXPLICIT, Binding, Entry
+from aem._registration import Registration
 
 
 class Dispatcher:
@@ -22,12 +23,25 @@ class Dispatcher:
         self._ready: deque[Entry] = deque()
         self._lanes: dict[object, deque[Entry]] = {}
         self._running: set[Entry] = set()
+        self._rooms: dict[tuple[Registration, bytes], None] = {}
         self._inline: Entry | None = None  # handled on the thread that took it
 
     def put(self, entries: list[Entry]) -> None:
         """Take entries, in order."""
         self._fifo.extend(entries)
         self._wake()
+
+    def room(self, registration: Registration, key: bytes) -> None:
+        """More may be written to the connection `key`: its on_room is to be called."""
+        if registration.on_room is not None:
+            self._rooms[registration, key] = None
+            self._wake()
+
+    def take_rooms(self) -> list[tuple[Registration, bytes]]:
+        """The connections that have got room since the last call."""
+        found = list(self._rooms)
+        self._rooms.clear()
+        return found
 
     def take(self) -> Entry | None:
         """The next entry that may run; done() must follow."""

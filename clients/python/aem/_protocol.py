@@ -48,8 +48,8 @@ STALE = (Code.NOT_FOUND, Code.FAILED_PRECONDITION)  # an answer that came too la
 class Session(Commands):
     """The state machine.
 
-    `future` makes the face's futures; `output` is called when take() has something, `ended` when the session
-    is over for good.
+    `future` makes the face's futures; `output` is called when take() has something, `changed` when
+    something that run() may wait for is not as it was.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Session(Commands):
         lock: AbstractContextManager[Any],
         future: Callable[[], Waiter],
         output: Callable[[], None],
-        ended: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
         super().__init__(lock=lock, future=future, output=output)
         self.label = label
@@ -67,7 +67,7 @@ class Session(Commands):
         self.draining = False
         self.leaving = False  # the program ends the session
         self.registrations: dict[Registration, None] = {}
-        self._ended = ended
+        self._changed = changed
         self._token = b""
         self._window = Window(SESSION_EVENTS, SESSION_BYTES)
         self._bindings: dict[int, Binding] = {}
@@ -111,7 +111,7 @@ class Session(Commands):
             self._fail_all(error)
             for registration in self.registrations:
                 registration.end(error.message)
-            self._ended()
+            self._changed()
 
     def _welcome(self, welcome: session_pb2.Welcome) -> None:
         known = self._token != b"" and welcome.resumed
@@ -126,6 +126,7 @@ class Session(Commands):
         else:
             self._restart()
         self._repeat_requests()
+        self._changed()
 
     def _resume(self, standing: set[int]) -> None:
         for number in standing - self._bindings.keys():  # registered, but the answer was lost: asked again
@@ -192,6 +193,7 @@ class Session(Commands):
                 if registration is not None:
                     rooms, room = registration.rooms, frame.room
                     rooms[room.key] = rooms.get(room.key, 0) + room.bytes
+                    registration.sink.room(registration, room.key)
             case "sync_done":
                 self._result(frame.request_id, session_pb2.Result())
             case "welcome":
@@ -267,6 +269,7 @@ class Session(Commands):
         self._jobs[registered.job] = registration
         self.registrations[registration] = None
         request.settle(None)
+        self._changed()
 
     def _result(self, number: int, result: session_pb2.Result) -> None:
         error = from_status(result.status) if result.status.code else None
@@ -284,6 +287,7 @@ class Session(Commands):
         else:
             registration.state = change.state
             registration.reason = change.reason
+            self._changed()
 
     def _gone(self, registration: Registration, reason: str) -> None:
         binding = registration.binding
@@ -415,7 +419,7 @@ class Session(Commands):
 
 
 def _refused(error: AemError) -> None:
-    level = logging.INFO if error.code in STALE else logging.WARNING
+    level = logging.DEBUG if error.code in STALE else logging.WARNING
     log.log(level, "the daemon refused an answer: %s", error.message)
 
 

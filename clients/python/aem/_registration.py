@@ -30,6 +30,9 @@ class Sink(Protocol):
     def waiting(self, binding: Binding) -> list[Entry]:
         """The entries of `binding` that wait or are being handled."""
 
+    def room(self, registration: Registration, key: bytes) -> None:
+        """More may be written to the connection `key`."""
+
     def ended(self) -> None:
         """No more will come."""
 
@@ -47,6 +50,7 @@ class Registration:
         "label",
         "module",
         "on_gap",
+        "on_room",
         "options",
         "parallel",
         "params",
@@ -69,6 +73,7 @@ class Registration:
         sink: Sink,
         handler: Callable[..., Any] | None = None,
         on_gap: Callable[..., Any] | None = None,
+        on_room: Callable[[bytes, int], Any] | None = None,
         run: str = "inline",
         pool: int = 0,
     ) -> None:
@@ -82,6 +87,7 @@ class Registration:
         self.sink = sink
         self.handler = handler
         self.on_gap = on_gap
+        self.on_room = on_room
         self.run = run
         self.pool = pool
         self.parallel = run != "inline"  # its entries may be handled beside those of others

@@ -192,6 +192,9 @@ class _Nowhere:
         """Nothing waits."""
         return []
 
+    def room(self, registration: Registration, key: bytes) -> None:
+        """Nothing is written."""
+
     def ended(self) -> None:
         """Nothing came."""
 

@@ -149,7 +149,7 @@ class AsyncClient(BaseClient, AsyncCalls):
                 lock=self._lock,
                 future=self._loop.create_future,
                 output=link.output,
-                ended=self._notify,
+                changed=self._notify,
             )
             link.start()
             done, _ = await asyncio.wait([link.opened], timeout=CONNECT_SECONDS)
@@ -189,6 +189,7 @@ class AsyncClient(BaseClient, AsyncCalls):
         while not self._stopping:
             if condition is not None and condition():
                 break
+            self._go_on()
             entry = self._take()
             if entry is not None:
                 self._handle(entry)
@@ -266,8 +267,7 @@ class AsyncClient(BaseClient, AsyncCalls):
         except Exception as error:
             outcome = failed(entry.binding.registration, error)
         self._finish(entry, outcome)
-        if not self._dispatcher.running:
-            self._flush()
+        self._notify()  # acknowledges when nothing else waits, and asks until() again
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -282,7 +282,7 @@ class AsyncClient(BaseClient, AsyncCalls):
         spend_room(entry.binding.registration, entry.parse().key, outcome)
         if self._session is not None:
             self._finish(entry, outcome)
-            self._flush()
+            self._notify()
 
     # -- the end
 

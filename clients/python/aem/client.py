@@ -143,7 +143,7 @@ class Client(BaseClient, Calls):
             self._before_channel(*first)
             link = Link(self.address, reconnect=self.reconnect)
             link.session = Session(
-                label=self.label, lock=self._lock, future=Future, output=link.output, ended=self._notify
+                label=self.label, lock=self._lock, future=Future, output=link.output, changed=self._notify
             )
             link.start()
             try:
@@ -180,6 +180,7 @@ class Client(BaseClient, Calls):
         while not self._stopping:
             if condition is not None and condition():
                 break
+            self._go_on()
             entry = self._take()
             if entry is not None:
                 self._handle(entry)

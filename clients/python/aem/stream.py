@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
 
 from aem._binding import SUCCESS, Binding, Entry
 from aem._handling import event_of, note_room
+from aem._registration import Registration
 from aem.errors import AemError
 from aem.events import Event, Gap
 from aem.job import AsyncJob, Job
@@ -46,6 +47,9 @@ class Inbox:
         """The entries that wait or are being handled."""
         current = [self._current] if self._current is not None else []
         return [entry for entry in [*current, *self._entries] if entry.binding is binding]
+
+    def room(self, registration: Registration, key: bytes) -> None:
+        """Job.room() says it; there is no handler to be told."""
 
     def ended(self) -> None:
         """No more will come."""

@@ -65,6 +65,11 @@ class Exchange:
             room -= len(piece)
         return b"".join(pieces)
 
+    @property
+    def drained(self) -> bool:
+        """It is finished and everything was put out: the connection is to be closed."""
+        return self.finished and not self._head
+
     def close(self) -> None:
         """Give back what a response in progress holds."""
         self.finished = True
