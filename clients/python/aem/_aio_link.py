@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from aem import _channel
-from aem._link import WAIT_FIRST, WAIT_MAX
+from aem._link import FIRST_ATTEMPTS, WAIT_FIRST, WAIT_MAX
 from aem._protocol import Session
 from aem.errors import AemError, Code, ConnectionLost, from_rpc
 from aem.v1 import session_pb2
@@ -51,12 +51,14 @@ class AsyncLink:
 
     async def _run(self) -> None:
         wait = WAIT_FIRST
+        attempts = 0
         error: AemError = ConnectionLost(Code.CANCELLED, "CANCELLED", "the event loop ended the session")
         try:
             while True:
                 error, welcomed = await self._stream()
                 again = self.session.lost(error)
-                if self._ending.is_set() or not again or not self._reconnect or not self.opened.done():
+                attempts += 1
+                if self._ending.is_set() or not again or not self._worth(error, attempts):
                     break
                 if welcomed:
                     wait = WAIT_FIRST
@@ -69,6 +71,12 @@ class AsyncLink:
             self.session.fail(error)
             if not self.opened.done():
                 self.opened.set_exception(error)
+
+    def _worth(self, error: AemError, attempts: int) -> bool:
+        """Whether to try again: always once it was open, a little before."""
+        if self.opened.done():
+            return self._reconnect
+        return error.code is Code.UNAVAILABLE and attempts < FIRST_ATTEMPTS
 
     async def _stream(self) -> tuple[AemError, bool]:
         """One stream, from Hello to its end; returns why it ended, and whether it was ever open."""

@@ -118,12 +118,13 @@ class Commands(Requests):
         """Ask for everything that the kernel has queued for a job."""
         return self._of_job(registration, lambda: Frame(sync=session_pb2.Sync(jobs=[registration.id])))
 
-    def raise_events(self, channel: str, payloads: list[bytes], uid: int | None) -> Any:
-        """Raise user events."""
-        frame = Frame()
-        raised = session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)
-        getattr(frame, "raise").CopyFrom(raised)  # a keyword of Python
+    def raise_events(self, channel: str, payloads: list[bytes], uid: int | None, *, wait: bool = True) -> Any:
+        """Raise user events; without `wait` nobody is told of success, and a refusal is logged."""
+        frame = Frame(**{"raise": session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)})
         with self._lock:
+            if not wait and self.connected:
+                self._emit(frame)
+                return None
             waiter = self._future()
             self._ask(Request(lambda: frame, waiter, repeatable=False))
             return waiter

@@ -21,6 +21,7 @@ from aem.v1 import session_pb2
 
 WAIT_FIRST = 0.02  # seconds until the second attempt; a front is replaced in about ten milliseconds
 WAIT_MAX = 1.0
+FIRST_ATTEMPTS = 3  # a client that comes while its front is being replaced finds it at the second
 
 
 class Link:
@@ -59,10 +60,12 @@ class Link:
 
     def _run(self) -> None:
         wait = WAIT_FIRST
+        attempts = 0
         while True:
             error, welcomed = self._stream()
             again = self.session.lost(error)
-            if self._ending.is_set() or not again or not self._reconnect or not self.opened.done():
+            attempts += 1
+            if self._ending.is_set() or not again or not self._worth(error, attempts):
                 break
             if welcomed:
                 wait = WAIT_FIRST
@@ -72,6 +75,12 @@ class Link:
         self.session.fail(error)
         if not self.opened.done():
             self.opened.set_exception(error)
+
+    def _worth(self, error: AemError, attempts: int) -> bool:
+        """Whether to try again: always once it was open, a little before."""
+        if self.opened.done():
+            return self._reconnect
+        return error.code is Code.UNAVAILABLE and attempts < FIRST_ATTEMPTS
 
     def _stream(self) -> tuple[AemError, bool]:
         """One stream, from Hello to its end; returns why it ended, and whether it was ever open."""

@@ -322,8 +322,14 @@ class AsyncClient(BaseClient, AsyncCalls):
 
     # -- user events
 
-    async def raise_event(self, channel: str, *payloads: str | bytes, uid: int | None = None) -> None:
-        """Raise a user event for each payload on a channel of one's own; `uid` names another owner."""
+    async def raise_event(
+        self, channel: str, *payloads: str | bytes, uid: int | None = None, wait: bool = True
+    ) -> None:
+        """Raise a user event for each payload on a channel of one's own; `uid` names another owner.
+
+        Returns when the daemon has fired them. With `wait=False` returns at once, for a stream of events; a
+        refusal is then logged, and events that were not sent yet are lost with a lost connection.
+        """
         await self.connect()
         chunks = payload_chunks(payloads or (b"",))
         await asyncio.gather(

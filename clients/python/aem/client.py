@@ -289,8 +289,13 @@ class Client(BaseClient, Calls):
 
     # -- user events
 
-    def raise_event(self, channel: str, *payloads: str | bytes, uid: int | None = None) -> None:
+    def raise_event(
+        self, channel: str, *payloads: str | bytes, uid: int | None = None, wait: bool = True
+    ) -> None:
         """Raise a user event for each payload on a channel of one's own; `uid` names another owner.
+
+        Returns when the daemon has fired them. With `wait=False` returns at once, for a stream of events; a
+        refusal is then logged, and events that were not sent yet are lost with a lost connection.
 
         client.raise_event("deploy", '{"version": 7}')
         """

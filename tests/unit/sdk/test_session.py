@@ -39,7 +39,7 @@ class Bench:
             lock=contextlib.nullcontext(),
             future=Future,
             output=lambda: None,
-            ended=lambda: None,
+            changed=lambda: None,
         )
         self.registration = self.make(module, **options)
         self.hello = self.session.hello().hello
