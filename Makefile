@@ -33,6 +33,7 @@ check: dev ## Lint, types, import layers, proto, generated files
 	$(BIN)/buf lint
 	$(BIN)/buf format --exit-code >/dev/null
 	$(BIN)/python tools/diagrams.py --check
+	$(BIN)/python tools/man.py --check
 	@tools/setup.sh proto
 	PATH=.venv-proto/bin:$$PATH .venv-proto/bin/python tools/gen_proto.py --check
 
@@ -42,6 +43,7 @@ fix: dev ## Mend what check can mend by itself
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/buf format -w
 	$(BIN)/python tools/diagrams.py
+	$(BIN)/python tools/man.py
 
 .PHONY: proto
 proto: ## Generate the Python code of proto/

@@ -15,7 +15,7 @@ import aem
 import pytest
 
 Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
-EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 4
+EXIT_USAGE, EXIT_NOT_FOUND, EXIT_DENIED = 2, 4, 5
 
 
 @pytest.fixture
@@ -145,6 +145,47 @@ def test_errors_are_objects_where_json_was_asked_for(ctl: Ctl) -> None:
     assert (result.returncode, result.stdout) == (EXIT_NOT_FOUND, "")
     error = json.loads(result.stderr)
     assert (error["code"], error["exit_code"]) == ("NOT_FOUND", EXIT_NOT_FOUND)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with a module that is not aemd's own, for daemons that are started later."""
+    install = Path(__file__).parent.parent / "packages" / "install.py"
+    subprocess.run([sys.executable, install, "aemd-module-counter", tmp_path], check=True, timeout=30)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_module_of_somebody_else_is_known_as_well_as_the_own_ones(site: Path, ctl: Ctl) -> None:
+    fifo = site / "fifo"
+    os.mkfifo(fifo)
+    assert ctl("unload-module", "counter").stdout == "module counter unloaded, 0 jobs shut down\n"
+    assert ctl("watch", "counter", f"path={fifo}").returncode == EXIT_NOT_FOUND
+    assert ctl("load-module", "counter").stdout.startswith("module counter loaded from aemd-module-counter")
+    wrong = ctl("watch", "counter", f"pth={fifo}")
+    assert wrong.returncode == EXIT_USAGE
+    assert "did you mean path=?" in wrong.stderr
+    writer = os.open(fifo, os.O_RDWR)
+    os.write(writer, b"12345")
+    event = rows(ctl("watch", "counter", f"path={fifo}", "--count", "1", "-o", "json"))
+    os.close(writer)
+    assert (event["module"], event["type"]) == ("counter", "counted")
+    assert event["payload"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to ask as somebody else")
+def test_what_only_the_administrator_may_is_permission_denied(daemon: Any) -> None:
+    # Somebody else may not be able to run this interpreter, so that it changes only once it has loaded all.
+    code = (
+        "import os, sys, aem; from aemd.cli import ctl\n"
+        "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "sys.exit(ctl.run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "unload-module", "timer"]
+    denied = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (denied.returncode, denied.stdout) == (EXIT_DENIED, "")
+    assert "NOT_ALLOWED" in denied.stderr
+    assert "aemctl status" in denied.stderr
 
 
 ASK = """
