@@ -68,7 +68,7 @@ class Aemd:
         import aem
 
         with aem.Client(address) as client:
-            yield lambda payloads: client.raise_event("bench", *payloads)
+            yield lambda payloads: client.raise_event("bench", *payloads, wait=False)
 
 
 class Redis:

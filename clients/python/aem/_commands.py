@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from aem._registration import Registration
-from aem._requests import BUNDLE_BYTES, Build, Request, Requests, Then, lost
+from aem._requests import BUNDLE_BYTES, Build, Request, Requests, Then, Waiter, lost
 from aem.errors import AemError, Code, Reply
 from aem.v1 import job_pb2, session_pb2
 
 RAISE_EVENTS = 1_024  # in one frame
+RAISES_A_QUESTION = 16  # of those that nobody waits for, one frame in so many asks for an answer,
+QUESTIONS_PENDING = 2  # and with more of these on their way the next one waits
+
+log = logging.getLogger("aem")
 
 Frame = session_pb2.ClientFrame
 
 
 class Commands(Requests):
     """Requests by name. Each returns one of the face's futures."""
+
+    def __init__(
+        self,
+        *,
+        lock: AbstractContextManager[Any],
+        future: Callable[[], Waiter],
+        output: Callable[[], None],
+    ) -> None:
+        super().__init__(lock=lock, future=future, output=output)
+        self._raised = 0
+        self._pending: deque[Any] = deque()
 
     def _let_go(self, registration: Registration) -> None:
         """End a job that was shut down, unless a handler of it runs."""
@@ -118,16 +136,41 @@ class Commands(Requests):
         """Ask for everything that the kernel has queued for a job."""
         return self._of_job(registration, lambda: Frame(sync=session_pb2.Sync(jobs=[registration.id])))
 
-    def raise_events(self, channel: str, payloads: list[bytes], uid: int | None, *, wait: bool = True) -> Any:
-        """Raise user events; without `wait` nobody is told of success, and a refusal is logged."""
-        frame = Frame(**{"raise": session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)})
+    def raise_unwatched(self, channel: str, payloads: list[bytes], uid: int | None) -> Any:
+        """Raise user events of which only a refusal is heard, in the log.
+
+        Now and then the daemon is asked to answer, so that not too much is on its way: returns None, or what
+        to wait for before the next.
+        """
         with self._lock:
-            if not wait and self.connected:
-                self._emit(frame)
+            self._raised += 1
+            if self.connected and self._raised % RAISES_A_QUESTION:
+                self._emit(_raise(channel, payloads, uid))
                 return None
+            self._pending.append(self.raise_events(channel, payloads, uid, then=_heard))
+            return self._pending.popleft() if len(self._pending) > QUESTIONS_PENDING else None
+
+    def raise_events(
+        self, channel: str, payloads: list[bytes], uid: int | None, *, then: Then | None = None
+    ) -> Any:
+        """Raise user events."""
+        frame = _raise(channel, payloads, uid)
+        with self._lock:
             waiter = self._future()
-            self._ask(Request(lambda: frame, waiter, repeatable=False))
+            self._ask(Request(lambda: frame, waiter, repeatable=False, then=then))
             return waiter
+
+
+def _raise(channel: str, payloads: list[bytes], uid: int | None) -> Frame:
+    frame = Frame()
+    raised = session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)
+    getattr(frame, "raise").CopyFrom(raised)  # a keyword of Python
+    return frame
+
+
+def _heard(error: AemError | None) -> None:
+    if error is not None:
+        log.warning("events were not raised: %s", error.message)
 
 
 def payload_chunks(payloads: Iterable[str | bytes]) -> Iterator[list[bytes]]:

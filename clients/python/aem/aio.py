@@ -331,7 +331,7 @@ class AsyncClient(BaseClient, AsyncCalls):
         refusal is then logged, and events that were not sent yet are lost with a lost connection.
         """
         await self.connect()
-        chunks = payload_chunks(payloads or (b"",))
-        await asyncio.gather(
-            *(self._ask(self._protocol.raise_events(channel, chunk, uid)) for chunk in chunks)
-        )
+        ask = self._protocol.raise_events if wait else self._protocol.raise_unwatched
+        for waiter in [ask(channel, chunk, uid) for chunk in payload_chunks(payloads or (b"",))]:
+            if waiter is not None:
+                await self._ask(waiter)

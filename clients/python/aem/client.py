@@ -300,6 +300,7 @@ class Client(BaseClient, Calls):
         client.raise_event("deploy", '{"version": 7}')
         """
         self.connect()
-        chunks = payload_chunks(payloads or (b"",))
-        for waiter in [self._protocol.raise_events(channel, chunk, uid) for chunk in chunks]:
-            self._ask(waiter)
+        ask = self._protocol.raise_events if wait else self._protocol.raise_unwatched
+        for waiter in [ask(channel, chunk, uid) for chunk in payload_chunks(payloads or (b"",))]:
+            if waiter is not None:
+                self._ask(waiter)
