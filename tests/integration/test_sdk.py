@@ -9,9 +9,8 @@ import subprocess
 import sys
 import threading
 
-import pytest
-
 import aem
+import pytest
 from aem.v1 import job_pb2
 
 PATIENCE = 20
