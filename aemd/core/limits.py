@@ -29,6 +29,7 @@ class Limits:
     message_bytes: int = 1024 * 1024  # one gRPC message; grpc's own default is 4 MiB
     payload_bytes: int = 256 * 1024  # one event's data; NATS has 1 MiB
     raise_payloads: int = 1_024  # in one Raise: each fires every listener in the same turn
+    bundle_frames: int = 16_384  # of one message; they are decoded together, 20 ms
     params_max: int = 64  # parameters of one job
     params_bytes: int = 64 * 1024  # all of them together
 

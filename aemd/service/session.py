@@ -114,7 +114,7 @@ class SessionStream:
         except Exception:
             self.fail()
             return
-        self._wake_at(0)
+        self._wake_at(self._sessions.now_ns())
 
     def _over(self) -> bool:
         """Whether nothing more is to be read; the engine may have ended the session a frame ago."""
@@ -141,7 +141,7 @@ class SessionStream:
                 return None
             message = self._messages.popleft()
             self._size = len(message)
-            self._frames, self._next = _decode(message), 0
+            self._frames, self._next = _decode(message, self._sessions.limits.bundle_frames), 0
         frame = self._frames[self._next]
         self._next += 1
         return frame
@@ -276,8 +276,11 @@ class SessionStream:
         self.pump()
 
 
-def _decode(message: bytes) -> Sequence[session_pb2.ClientFrame]:
-    """The frames of a message, a bundle opened up."""
+def _decode(message: bytes, frames_max: int) -> Sequence[session_pb2.ClientFrame]:
+    """The frames of a message, a bundle opened up.
+
+    They are looked at all at once, whatever the client's pace: so they are counted first.
+    """
     frame = session_pb2.ClientFrame()
     try:
         frame.ParseFromString(message)
@@ -285,6 +288,8 @@ def _decode(message: bytes) -> Sequence[session_pb2.ClientFrame]:
         raise MalformedError(f"a message of {len(message)} bytes is no ClientFrame") from None
     if not frame.HasField("bundle"):
         return (frame,)
+    if len(frame.bundle.frames) > frames_max:
+        raise MalformedError(f"a bundle of {len(frame.bundle.frames)} frames; at most {frames_max} are taken")
     for inner in frame.bundle.frames:
         if inner.HasField("bundle") or inner.HasField("hello"):
             raise MalformedError("a bundle holds neither another bundle nor a Hello")

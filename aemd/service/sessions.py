@@ -56,8 +56,10 @@ class Sessions:
         return self._conductor.reactor.mono_ns()
 
     def call_at(self, due_ns: int, callback: Callable[[int], None]) -> Timer:
-        """Call at a time of CLOCK_MONOTONIC."""
-        return self._timers.call_at(due_ns, callback)
+        """Call at a time of CLOCK_MONOTONIC, in this turn never: a callback that asks to be called again at
+        once waits behind everybody else.
+        """
+        return self._timers.call_at(max(due_ns, self._timers.now_ns()), callback)
 
     def unanswered(self, stream: SessionStream) -> int:
         """How many answers wait for the stream's client."""

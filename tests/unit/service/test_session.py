@@ -32,6 +32,29 @@ def test_flood_leaves_others_a_turn(bench):
     assert len(answers(loud)) <= 2 * FRAMES_PER_TURN
 
 
+def test_flood_that_needs_no_answers_leaves_others_a_turn(bench):
+    loud = bench.session()
+    session = loud.handler.session
+    before = session.credit_events
+    grant = session_pb2.Grant(credit=job_pb2.Credit(events=1))
+    loud.say_bundle([session_pb2.ClientFrame(grant=grant)] * (10 * FRAMES_PER_TURN))
+    while session.credit_events - before < 10 * FRAMES_PER_TURN:
+        done = session.credit_events
+        bench.turn(10_000_000_000)
+        assert session.credit_events - done <= FRAMES_PER_TURN
+
+
+def test_bundle_of_too_many_frames_is_malformed(make_bench):
+    bench = make_bench(bundle_frames=10)
+    wire = bench.session()
+    wire.say_bundle(requests(10))
+    bench.turn()
+    assert len(answers(wire)) == 10
+    wire.say_bundle(requests(11))
+    assert wire.status[0] == Code.INVALID_ARGUMENT
+    assert "at most 10" in wire.status[1]
+
+
 def test_client_that_does_not_read_is_not_read_and_loses_nothing(make_bench):
     bench = make_bench(unanswered=100)
     wire = bench.session()
