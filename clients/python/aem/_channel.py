@@ -12,7 +12,8 @@ SESSION_METHOD = "/aem.v1.EventService/Session"
 
 # A channel has connections of its own, so that lists never wait behind events. A silent session is pinged
 # once a minute: that finds a daemon that hangs, and is well above the ten seconds that it tolerates. A lost
-# daemon is looked for again at once, then every second: it is on this machine.
+# daemon is looked for again at once, then every second: it is on this machine. What grpc calls the minimal
+# backoff is how long an attempt may take: a machine under load, or a daemon that starts, needs its time.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
@@ -20,7 +21,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
