@@ -19,7 +19,51 @@ from aemd.sources.reactor import Reactor, Timer
 
 STALL_NS = 30 * SECOND  # a front that takes nothing for so long is as good as dead
 SEND_BYTES = 512 * 1024  # joined for one send(2); the kernel takes about 200 KiB at a time
-HANDOVERS_MAX = 512  # descriptors that wait for a front which does not take them
+HANDOVERS_MAX = 8_192  # connections that wait for a front to take them; as many as one user may have
+
+
+class Stall:
+    """Notices that output has not moved at all for STALL_NS. Costs nothing while none waits."""
+
+    def __init__(self, reactor: Reactor, stalled: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._stalled = stalled
+        self._timer: Timer | None = None
+        self._waiting = self._moved = False
+
+    def wait(self) -> None:
+        """Output waits from now on."""
+        self._waiting = True
+        if self._timer is None:
+            self._again()
+
+    def move(self) -> None:
+        """Some of it has gone."""
+        self._moved = True
+
+    def end(self) -> None:
+        """All of it has gone."""
+        self._waiting = False
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _again(self) -> None:
+        self._moved = False
+        clock = self._reactor.clock("monotonic")
+        self._timer = clock.call_at(clock.now_ns() + STALL_NS, self._look)
+
+    def _look(self, _now_ns: int) -> None:
+        self._timer = None
+        if not self._waiting:
+            return
+        if self._moved:
+            self._again()
+        else:
+            self._stalled()
 
 
 class LinkEnd:
@@ -40,8 +84,8 @@ class LinkEnd:
         self._broken = broken
         self._assembler = link.Assembler(payload_bytes_max)
         self._out: deque[bytes] = deque()
-        self._flush_due = self._blocked = self._moved = False
-        self._stall: Timer | None = None
+        self._flush_due = self._blocked = False
+        self._stall = Stall(reactor, lambda: self._fail("it reads nothing"))
         reactor.add(sock.fileno(), select.EPOLLIN, self._ready)
 
     def send(self, frame: bytes) -> None:
@@ -69,8 +113,7 @@ class LinkEnd:
         """Give the socket back. Closing twice changes nothing."""
         if self._sock.fileno() < 0:
             return
-        if self._stall is not None:
-            self._stall.cancel()
+        self._stall.close()
         self._out.clear()
         self._reactor.remove(self._sock.fileno())
         self._sock.close()
@@ -112,13 +155,15 @@ class LinkEnd:
             except OSError as error:
                 self._fail(f"link: {error.strerror}")
                 return
-            self._moved = self._moved or sent > 0
+            if sent:
+                self._stall.move()
             if sent < len(joined):
                 self._out.appendleft(joined[sent:])
                 self._wait()
                 return
         if self._blocked:
             self._blocked = False
+            self._stall.end()
             self._reactor.modify(self._sock.fileno(), select.EPOLLIN)
 
     def _join(self) -> bytes:
@@ -132,26 +177,10 @@ class LinkEnd:
         return b"".join(taken)
 
     def _wait(self) -> None:
-        if self._blocked:
-            return
-        self._blocked = True
-        self._reactor.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
-        if self._stall is None:
-            self._watch_stall()
-
-    def _watch_stall(self) -> None:
-        self._moved = False
-        clock = self._reactor.clock("monotonic")
-        self._stall = clock.call_at(clock.now_ns() + STALL_NS, self._look)
-
-    def _look(self, _now_ns: int) -> None:
-        self._stall = None
         if not self._blocked:
-            return
-        if self._moved:
-            self._watch_stall()
-        else:
-            self._fail("it reads nothing")
+            self._blocked = True
+            self._stall.wait()
+            self._reactor.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
 
 class Handovers:
@@ -163,6 +192,7 @@ class Handovers:
         self._broken = broken
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
         self._waiting = False
+        self._stall = Stall(reactor, lambda: self._fail("it takes no connections"))
 
     def send(self, connection: int, sock: socket.socket) -> bool:
         """Send away a connection's descriptor, now or when there is room; it is closed here then.
@@ -182,10 +212,13 @@ class Handovers:
         for _, sock in self._queue:
             sock.close()
         self._queue.clear()
-        if self._waiting:
-            self._waiting = False
-            self._reactor.remove(self._sock.fileno())
+        self._wait(False)
+        self._stall.close()
         self._sock.close()
+
+    def _fail(self, reason: str) -> None:
+        self.close()
+        self._broken(reason)
 
     def _flush(self, _events: int = 0) -> None:
         while self._queue:
@@ -193,16 +226,23 @@ class Handovers:
             try:
                 socket.send_fds(self._sock, [message], [sock.fileno()])
             except BlockingIOError:
-                if not self._waiting:
-                    self._waiting = True
-                    self._reactor.add(self._sock.fileno(), select.EPOLLOUT, self._flush)
+                self._wait(True)
                 return
             except OSError as error:  # also ETOOMANYREFS, where it takes none of those in flight
-                self.close()
-                self._broken(f"descriptors: {error.strerror}")
+                self._fail(f"descriptors: {error.strerror}")
                 return
+            self._stall.move()
             self._queue.popleft()
             sock.close()
-        if self._waiting:
-            self._waiting = False
+        self._wait(False)
+
+    def _wait(self, wanted: bool) -> None:
+        if wanted == self._waiting:
+            return
+        self._waiting = wanted
+        if wanted:
+            self._stall.wait()
+            self._reactor.add(self._sock.fileno(), select.EPOLLOUT, self._flush)
+        else:
+            self._stall.end()
             self._reactor.remove(self._sock.fileno())

@@ -282,6 +282,16 @@ def test_front_that_reads_nothing_is_lost_after_a_while(test, monkeypatch):
     assert test.reason == "it reads nothing"
 
 
+def test_front_that_takes_no_connections_is_lost_after_a_while(test, monkeypatch):
+    monkeypatch.setattr(linkend, "STALL_NS", 1)
+    for number in range(1, 401):
+        test.connect(number)
+    while test.reason is None:
+        test.loop.turn(TURN_NS)
+    assert test.reason == "it takes no connections"
+    assert len(test.over) == 400
+
+
 def test_output_that_does_not_fit_at_once_arrives_in_order(test):
     test.connect(5)
     test.say(OPENED)
