@@ -112,7 +112,7 @@ class SocketEvent(_message.Message):
     truncated: _builtins.bool
     """data: the datagram was longer than the limit and its rest is lost."""
     reason: _builtins.str
-    """closed: why. eof, reset, closed (by the handler), error, frame-too-long, job-ended."""
+    """closed: why. eof, reset, closed (by the handler), error, frame-too-long, idle-timeout."""
     error_number: _builtins.int
     """closed: the errno behind the reason, 0 if none."""
     bytes_in: _builtins.int
