@@ -119,18 +119,3 @@ def test_signal_while_the_command_starts_waits_until_it_can_be_ended(tmp_path: P
         halt.wait(lambda: Command(["sh", "-c", code], shield=halt.shielded).run(ROW))
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-
-
-def test_signal_while_the_command_runs_ends_it() -> None:
-    class Interrupt(BaseException):
-        pass
-
-    def handler(number: int, frame: object) -> None:
-        raise Interrupt
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with pytest.raises(Interrupt):
-            Command(["sh", "-c", f"kill -USR1 {os.getpid()}; exec sleep 1000"]).run(ROW)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
