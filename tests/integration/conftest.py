@@ -134,7 +134,7 @@ class Client:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
-        return rpc(request, timeout=PATIENCE)
+        return rpc(request, timeout=PATIENCE, wait_for_ready=True)
 
     def status(self):
         return self.call("AdminService/GetStatus", admin_pb2.GetStatusRequest(), admin_pb2.DaemonStatus)
@@ -175,7 +175,7 @@ class RawSession:
     def __init__(self, rpc):
         self._out = queue.SimpleQueue()
         self._in = queue.SimpleQueue()
-        self._call = rpc(iter(self._out.get, None))
+        self._call = rpc(iter(self._out.get, None), wait_for_ready=True)
         self._requests = 0
         self.welcome = None
         self._reader = threading.Thread(target=self._read, daemon=True)

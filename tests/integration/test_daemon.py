@@ -1,5 +1,6 @@
 """The life of a daemon process: start, signals, those who die, and what it costs to stand still."""
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -508,25 +509,49 @@ def test_five_thousand_silent_connections_hinder_nobody(daemon, eventually):
         eventually(lambda: client.status().connections < 10, "their end")
 
 
-def test_thousand_sessions_with_ten_jobs_each(daemon):
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(daemon.client()) for _ in range(10)]
-        sessions = [client.raw() for client in clients for _ in range(100)]
-        for session in sessions:
-            session.send(hello=session_pb2.Hello(version_min=1, version_max=1))
-            session.send_bundle(
-                registrations(1, 10, module="user", params={"channel": job_pb2.Value(text="all")}, start=True)
-            )
-        for session in sessions:
-            session.expect("welcome")
-            for _ in range(10):
-                session.expect("registered")
-        status = clients[0].status()
-        assert (status.sessions, status.jobs) == (1_000, 10_000)
-        sessions[0].send(**{"raise": session_pb2.Raise(channel="all", payloads=[b"to everybody"])})
-        for session in sessions:
-            got = 0
-            while got < 10:
-                got += len(session.events())
-        clients[0].end_sessions()
-        assert clients[0].status().jobs == 0
+class Crowd:
+    """One of many sessions in one thread."""
+
+    def __init__(self, channel):
+        self._call = channel.stream_stream("/aem.v1.EventService/Session")()
+        self._waiting = []
+
+    async def say(self, **frame):
+        await self._call.write(session_pb2.ClientFrame(**frame).SerializeToString())
+
+    async def next(self):
+        while not self._waiting:
+            frame = session_pb2.ServerFrame.FromString(await self._call.read())
+            self._waiting += frame.bundle.frames if frame.HasField("bundle") else [frame]
+        return self._waiting.pop(0)
+
+    async def register(self):
+        await self.say(hello=session_pb2.Hello(version_min=1, version_max=1))
+        params = {"channel": job_pb2.Value(text="all")}
+        frames = registrations(1, 10, module="user", params=params, start=True)
+        await self.say(bundle=session_pb2.ClientBundle(frames=frames))
+        assert (await self.next()).HasField("welcome")
+        for _ in range(10):
+            assert (await self.next()).HasField("registered")
+
+    async def take(self, count):
+        while count:
+            count -= sum(len(run.events) for run in (await self.next()).batch.runs)
+
+
+async def test_thousand_sessions_with_ten_jobs_each(daemon):
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [grpc.aio.insecure_channel(daemon.address, options=options) for _ in range(10)]
+        for channel in channels:
+            await stack.enter_async_context(channel)
+        sessions = [Crowd(channel) for channel in channels for _ in range(100)]
+        await asyncio.gather(*(session.register() for session in sessions))
+        with daemon.client() as client:
+            status = client.status()
+            assert (status.sessions, status.jobs) == (1_000, 10_000)
+        await sessions[0].say(**{"raise": session_pb2.Raise(channel="all", payloads=[b"to everybody"])})
+        await asyncio.gather(*(session.take(10) for session in sessions))
+    with daemon.client() as client:
+        client.end_sessions()
+        assert client.status().jobs == 0
