@@ -24,9 +24,7 @@ def client(daemon):
 
 def script(text, *args, **options):
     """A program of its own: handlers in processes need one that has no channel yet."""
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", text, *args], stdout=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen([sys.executable, "-c", text, *args], stdout=subprocess.PIPE, text=True, **options)
 
 
 def test_timer_handler_gets_typed_events(client):
@@ -303,7 +301,7 @@ import os, sys, aem
 client = aem.Client(sys.argv[1])
 @client.on("timer", every="5ms")
 def tick(event):
-    print("tick", flush=True)
+    os.write(1, b"tick\\n")
 client.run_forever()
 print("over", len(list(client.list_jobs())))
 """
@@ -311,10 +309,13 @@ print("over", len(list(client.list_jobs())))
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_forever_ends_on_a_signal_and_leaves_no_jobs(daemon, number):
-    program = script(FOREVER, daemon.address)
-    assert program.stdout.readline() == "tick\n"
-    program.send_signal(number)
-    output, _ = program.communicate(timeout=PATIENCE)
+    with script(FOREVER, daemon.address) as program:
+        try:
+            assert program.stdout.readline() == "tick\n"
+            program.send_signal(number)
+            output, _ = program.communicate(timeout=PATIENCE)
+        finally:
+            program.kill()
     assert output.splitlines()[-1] == "over 0"
     assert program.returncode == 0
 
@@ -328,7 +329,7 @@ def handle(event):
         os.kill(os.getpid(), signal.SIGSEGV)
     if event.data == b"fail":
         raise ValueError("not today")
-    print("handled", event.data.decode(), os.getpid() != main, flush=True)
+    os.write(1, b"handled %s %d\\n" % (event.data, os.getpid() != main))
 
 main = os.getpid()
 client.on("user", channel="work", run=sys.argv[2], pool=2)(handle)
@@ -346,10 +347,13 @@ with open(f"/proc/{main}/task/{main}/children") as left:
 
 @pytest.mark.parametrize("run", ["fork", "capsule"])
 def test_handlers_in_processes_answer_crash_and_leave_nothing(daemon, run):
-    program = script(PROCESSES, daemon.address, run, stderr=subprocess.PIPE)
-    output, errors = program.communicate(timeout=PATIENCE)
+    with script(PROCESSES, daemon.address, run, stderr=subprocess.PIPE) as program:
+        try:
+            output, errors = program.communicate(timeout=PATIENCE)
+        finally:
+            program.kill()
     lines = output.splitlines()
-    assert lines[:2] == ["handled one True", "handled two True"], errors
+    assert lines[:2] == ["handled one 1", "handled two 1"], errors
     assert lines[2] == "failed 2 ValueError: not today"
     assert lines[3] == "children []"
     assert "was killed by SIGSEGV" in errors

@@ -204,11 +204,11 @@ async def main():
 
     @client.on("timer", every="5ms")
     async def tick(event):
-        print("tick", flush=True)
+        os.write(1, b"tick\\n")
 
     @client.on("user", channel="c", run="capsule", pool=1)
     async def elsewhere(event):
-        print("elsewhere", os.getpid() != main_pid, flush=True)
+        os.write(1, b"elsewhere\\n" if os.getpid() != main_pid else b"here\\n")
 
     main_pid = os.getpid()
     await client.connect()
@@ -225,13 +225,15 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_forever_ends_on_a_signal_and_leaves_nothing(daemon, number):
-    program = subprocess.Popen(
-        [sys.executable, "-u", "-c", FOREVER, daemon.address], stdout=subprocess.PIPE, text=True
-    )
-    lines = set()
-    while not {"tick\n", "elsewhere True\n"} <= lines:
-        lines.add(program.stdout.readline())
-    program.send_signal(number)
-    output, _ = program.communicate(timeout=PATIENCE)
+    command = [sys.executable, "-c", FOREVER, daemon.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            lines = set()
+            while not {"tick\n", "elsewhere\n"} <= lines:
+                lines.add(program.stdout.readline())
+            program.send_signal(number)
+            output, _ = program.communicate(timeout=PATIENCE)
+        finally:
+            program.kill()
     assert output.splitlines()[-2:] == ["over 0", "children []"]
     assert program.returncode == 0
