@@ -34,10 +34,16 @@ def internal() -> AemError:
 
 def status_of(error: AemError) -> status_pb2.Status:
     """The Status of `error`, its details in the order in which the API promises them."""
-    message = error.message
-    if len(message) > MESSAGE_BYTES_MAX:
-        message = message[: MESSAGE_BYTES_MAX - 1] + "…"
+    message = _cut(error.message)
     return status_pb2.Status(code=int(error.code), message=message, details=_details(error, message))
+
+
+def _cut(message: str) -> str:
+    """As much of it as there is room for: bytes count, not characters."""
+    encoded = message.encode("utf-8", "replace")
+    if len(encoded) <= MESSAGE_BYTES_MAX:
+        return message
+    return encoded[: MESSAGE_BYTES_MAX - len("…".encode())].decode("utf-8", "ignore") + "…"
 
 
 def result(request_id: int, error: AemError | None = None) -> bytes:

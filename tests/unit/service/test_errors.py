@@ -1,3 +1,4 @@
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from aemd.core.errors import AemError, Code, exhausted, invalid, not_found
@@ -66,6 +67,14 @@ def test_fault_tells_the_client_nothing_of_what_happened():
 def test_long_message_is_cut_so_that_trailers_stay_below_what_peers_take():
     encoded = errors.status_of(invalid("x", "y" * 100_000)).SerializeToString()
     assert len(encoded) < 4_096
+
+
+@pytest.mark.parametrize("text", ["x", "\u00e9", "\u20ac", "\U0001f980", "\ud800"])
+def test_cut_counts_the_bytes_of_a_message_and_leaves_room_for_the_details(text):
+    status = errors.status_of(invalid("name", text * 5_000))
+    assert len(status.message.encode()) <= errors.MESSAGE_BYTES_MAX
+    assert status.message.endswith("\u2026")
+    assert status.ByteSize() < 4_096  # STATUS_BYTES_MAX of peer/stream.py: longer ones are left out
 
 
 def test_result_frames_parse_with_and_without_error():
