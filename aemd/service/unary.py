@@ -158,7 +158,7 @@ def page_size(asked: int) -> int:
 def page_start(token: str) -> str:
     """The key behind which a page begins, of a token that `page_token` made; "" for the first page."""
     try:
-        return base64.urlsafe_b64decode(token.encode("ascii")).decode()
+        return base64.b64decode(token.encode("ascii"), b"-_", validate=True).decode()
     except ValueError:
         raise invalid("page_token", f"{token[:64]!r} is not from a response of this method") from None
 

@@ -94,6 +94,12 @@ def test_any_page_token_is_read_or_refused(token):
         assert unary.page_number(token) >= 0
 
 
+@pytest.mark.parametrize("token", ["%%%", "LTE=", "MTc", "MTc=\n", "MT c=", "\u0661"])
+def test_page_token_that_nobody_made_is_refused(token):
+    with pytest.raises(AemError):
+        unary.page_number(token)
+
+
 def test_page_size_has_a_default_and_a_maximum():
     assert [unary.page_size(n) for n in (0, 1, 5_000)] == [100, 1, 1_000]
     with pytest.raises(AemError):
