@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar, overload
 
 from aem import _channel
-from aem._binding import SUCCESS, Entry, Outcome
+from aem._binding import EXPLICIT, SUCCESS, Entry, Outcome
 from aem._dispatch import Dispatcher
 from aem._handling import event_of, failed, gap_unheard, note_room, outcome_of, spend_room
 from aem._protocol import Session
@@ -44,6 +44,7 @@ class BaseClient:
         self._collected: list[Registration] = []
         self._dispatcher = Dispatcher(self._notify)
         self._workers: Workers | None = None
+        self._done: list[Entry] = []  # handled with plain success, and nobody is told yet
         self._unflushed = 0
         self._flushed_ns = 0
 
@@ -193,6 +194,8 @@ class BaseClient:
 
     def _go_on(self) -> None:
         """Call on_room for the connections that have got room."""
+        if not self._dispatcher.has_rooms:
+            return
         with self._lock:
             found = self._dispatcher.take_rooms()
         for registration, key in found:
@@ -235,11 +238,15 @@ class BaseClient:
         return outcome
 
     def _finish(self, entry: Entry, outcome: Outcome) -> None:
-        """`entry` is dealt with."""
-        with self._lock:
-            if self._session is not None:
-                self._session.finish(entry, outcome)
-            self._dispatcher.done(entry)
+        """`entry` is dealt with. Plain success is noted here and told for many at once."""
+        if outcome is SUCCESS and entry.lane is None and entry.binding.acknowledgement != EXPLICIT:
+            self._done.append(entry)
+        else:
+            with self._lock:
+                self._settle_done()
+                if self._session is not None:
+                    self._session.finish(entry, outcome)
+                self._dispatcher.done(entry)
         self._paced_flush()
 
     def _paced_flush(self) -> None:
@@ -248,8 +255,20 @@ class BaseClient:
         if self._unflushed >= FLUSH_EVENTS or time.monotonic_ns() - self._flushed_ns >= FLUSH_NS:
             self._flush()
 
+    def _settle_done(self) -> None:
+        """Tell session and dispatcher of what was noted. Called with the lock held."""
+        if self._done:
+            done, self._done = self._done, []
+            if self._session is not None:
+                self._session.finish_plain(done)
+            for entry in done:
+                self._dispatcher.done(entry)
+
     def _flush(self) -> None:
-        if self._session is not None:
-            self._session.flush()
+        """Acknowledge what is dealt with."""
+        with self._lock:
+            self._settle_done()
+            if self._session is not None:
+                self._session.flush()
         self._unflushed = 0
         self._flushed_ns = time.monotonic_ns()

@@ -158,6 +158,14 @@ class Binding:
         frame = self._answers[cursor] = self._answer(cursor, outcome)
         return [frame]
 
+    def finish_plain(self, newest: Entry) -> bool:
+        """Note that everything up to `newest` went well; False if that has to be done one by one."""
+        if self._nacked:
+            return False
+        if self.acknowledgement == CUMULATIVE:
+            self.handled = (newest.epoch, newest.last)
+        return True
+
     def _finish_apart(self, cursor: Cursor, outcome: Outcome) -> list[session_pb2.ClientFrame]:
         frames = []
         if outcome.nack is not None and not outcome.nack.park:

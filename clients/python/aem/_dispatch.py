@@ -24,7 +24,7 @@ class Dispatcher:
         self._lanes: dict[object, deque[Entry]] = {}
         self._running: set[Entry] = set()
         self._rooms: dict[tuple[Registration, bytes], None] = {}
-        self._inline: Entry | None = None  # handled on the thread that took it
+        self._inline: set[Entry] = set()  # handled on the thread that took them, or about to be told of
 
     def put(self, entries: list[Entry]) -> None:
         """Take entries, in order."""
@@ -36,6 +36,11 @@ class Dispatcher:
         if registration.on_room is not None:
             self._rooms[registration, key] = None
             self._wake()
+
+    @property
+    def has_rooms(self) -> bool:
+        """Whether take_rooms() would return any."""
+        return bool(self._rooms)
 
     def take_rooms(self) -> list[tuple[Registration, bytes]]:
         """The connections that have got room since the last call."""
@@ -51,7 +56,7 @@ class Dispatcher:
             entry = self._fifo.popleft()
             binding = entry.binding
             if not binding.registration.parallel:
-                self._inline = entry
+                self._inline.add(entry)
                 return entry
             key = entry.parse().key if binding.acknowledgement == EXPLICIT and entry.gap is None else b""
             entry.lane = (binding, key)
@@ -68,8 +73,8 @@ class Dispatcher:
 
     def done(self, entry: Entry) -> None:
         """`entry` is dealt with: the next of its lane may run."""
-        if entry is self._inline:
-            self._inline = None
+        if entry.lane is None:
+            self._inline.discard(entry)
             return
         self._running.discard(entry)
         lane = self._lanes[entry.lane]
@@ -86,8 +91,7 @@ class Dispatcher:
 
     def waiting(self, binding: Binding) -> list[Entry]:
         """The entries of `binding` that wait or are being handled."""
-        inline = [self._inline] if self._inline is not None else []
-        places = [inline, self._fifo, self._ready, self._running, *self._lanes.values()]
+        places = [self._inline, self._fifo, self._ready, self._running, *self._lanes.values()]
         return [entry for place in places for entry in place if entry.binding is binding]
 
     def ended(self) -> None:

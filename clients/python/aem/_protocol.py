@@ -17,10 +17,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from aem._answers import Answers
-from aem._binding import EXPLICIT, Binding, Entry, Outcome, Window
+from aem._binding import EXPLICIT, SUCCESS, Binding, Entry, Outcome, Window
 from aem._commands import Commands, Frame
 from aem._registration import Registration
 from aem._requests import Request, Waiter, lost
@@ -326,6 +328,22 @@ class Session(Commands):
                     for frame in frames:
                         self._emit(frame)
             self._drop(entry)
+
+    def finish_plain(self, entries: list[Entry]) -> None:
+        """Entries of bindings that are not explicit are dealt with, in this order, and all went well."""
+        with self._lock:
+            for binding, group in groupby(entries, attrgetter("binding")):
+                same = list(group)
+                if not binding.alive or not binding.finish_plain(same[-1]):
+                    for entry in same:
+                        self.finish(entry, SUCCESS)
+                    continue
+                self._due.add(binding)
+                events = [entry for entry in same if entry.gap is None]
+                self._give_back(binding, len(events), sum(len(entry.data) for entry in events))
+                binding.running -= len(same)
+                if binding.registration.given_up:
+                    self._let_go(binding.registration)
 
     def discard(self, entry: Entry) -> None:
         """`entry` takes no room here any more; its handler, if it had begun, is done."""

@@ -59,8 +59,8 @@ class Options:
     ack_timeout_ns: int = 0
     attempts_max: int = 0
     lease_ns: int = 0
-    credit_events: int = 1_024
-    credit_bytes: int = 256 * 1024
+    credit_events: int = 4_096
+    credit_bytes: int = 512 * 1024
 
     def message(self) -> job_pb2.Options:
         """The options as they go over the wire; raises ValueError for a number that cannot."""
