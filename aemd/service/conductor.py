@@ -185,16 +185,26 @@ class Conductor:
         key = (job.id, request_id)
         pending[key] = None
 
-        def done() -> None:
-            if key in pending:
-                self._synced(session, key)
+        def done() -> None:  # called by the module whenever it likes, so it does not raise
+            if key not in pending:
+                return
+            self._synced(session, key)
+            try:
                 self.engine.sync_mark(session, job, request_id)
+            except AemError as error:
+                self.engine.send_control(session, errors.result(request_id, error))
 
         try:
             _module(job).sync(job, done)
         except Exception as error:
             self._synced(session, key)
             raise self._explained(error, "sync", job) from error
+
+    def forget_syncs(self, session: Session) -> None:
+        """The stream that asked is gone: its request ids mean nothing on the next one."""
+        pending = self._syncs.pop(session, None)
+        if pending is not None:
+            pending.clear()
 
     def syncs_of(self, session: Session) -> int:
         """How many Syncs of a session are with the modules."""
@@ -278,7 +288,7 @@ class Conductor:
             case effects.Release(job):
                 self._close(job)
             case effects.SessionEnded(session, code, reason):
-                self._syncs.pop(session, None)
+                self.forget_syncs(session)
                 self.session_ended(session, AemError(code, "SESSION_ENDED", reason))
 
     def _call(self, job: Job, name: str) -> None:

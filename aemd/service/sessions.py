@@ -225,6 +225,7 @@ class Sessions:
         if session is None or self._streams.get(session.id) is not stream:
             return None
         del self._streams[session.id]
+        self._conductor.forget_syncs(session)
         return session
 
 

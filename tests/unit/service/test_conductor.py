@@ -5,6 +5,7 @@ from structlog.testing import capture_logs
 
 from aemd.core.errors import AemError, Code, invalid
 from aemd.v1 import job_pb2, session_pb2
+from tests.unit.service.conftest import Prop
 
 
 @pytest.fixture
@@ -169,3 +170,34 @@ def test_equal_parameters_are_kept_once(bench):
     assert first.values is second.values
     assert first.params is second.params
     assert third.values["every"] == 2 * first.values["every"]
+
+
+def test_sync_that_cannot_be_marked_when_its_time_comes_is_refused_then(make_bench):
+    bench = make_bench(unanswered=2)
+    prop = Prop(bench.daemon.host)
+    bench.install(prop)
+    wire = bench.session()
+    registered = wire.register("prop", options=job_pb2.Options(queue_depth=9))
+    wire.handler.session.credit_events = 0  # nothing is delivered, so no Sync is answered
+    fire(bench, prop, registered.job)
+    for number in (1, 2, 3):
+        wire.say(request_id=number, sync=session_pb2.Sync(jobs=[registered.job]))
+        bench.turn()
+        prop.syncs.pop()()
+    bench.turn()
+    (refused,) = [frame for frame in wire.told() if frame.HasField("result")]
+    assert (refused.request_id, refused.result.status.code) == (3, Code.RESOURCE_EXHAUSTED)
+
+
+def test_sync_of_a_lost_stream_is_not_answered_on_the_next(bench, prop):
+    lost = bench.session()
+    job = lost.register("prop").job
+    lost.say(request_id=5, sync=session_pb2.Sync(jobs=[job]))
+    bench.turn()
+    lost.handler.closed("cancelled")
+    back = bench.wire()
+    assert back.hello(resume_token=lost.handler.session.token).resumed
+    (done,) = prop.syncs
+    done()
+    bench.turn()
+    assert not back.told()
