@@ -138,6 +138,7 @@ class Answers(Course):
             self._schedule_delay(binding)
         else:
             self._rewind(binding, [entry], reason or "given back")
+        binding.seen_to(seq)
 
     @staticmethod
     def _may_repeat(binding: Binding, entry: Entry) -> bool:

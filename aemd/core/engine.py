@@ -115,6 +115,7 @@ class Engine(Stimuli, Answers):
         received = seq if epoch == binding.job.epoch else 0 if epoch < binding.job.epoch else binding.sent
         binding.credit_events = binding.credit_bytes = 0
         if binding.head:
+            binding.overdue_gaps(received)
             # A lost stream says nothing about a handler: what the client never saw is not parked.
             self._rewind(binding, binding.unseen(received), None)
             if binding.job.state is JobState.GONE:

@@ -7,8 +7,9 @@ items of those that have meanwhile been dealt with are recognised by their state
 
 from __future__ import annotations
 
+import bisect
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 
 from aemd.core.entry import (
     ON_ACK,
@@ -17,6 +18,8 @@ from aemd.core.entry import (
     ON_NACK,
     ON_PARK,
     ON_REWIND,
+    ON_SEND,
+    STREAM_LOST,
     Entry,
     EntryState,
 )
@@ -43,6 +46,7 @@ class Flight(Waiting):
 
     def ack_to(self, seq: int) -> int:
         """Everything up to `seq` is dealt with; how many entries that were not before."""
+        self.seen_to(seq)
         unacked = self.unacked
         if not unacked:
             return 0
@@ -72,6 +76,7 @@ class Flight(Waiting):
 
     def complete(self, seq: int) -> Entry | None:
         """The entry that ends at `seq` is dealt with; None if there is none that was sent and is not."""
+        self.seen_to(seq)
         entry = self.unacked.get(seq) if self.unacked else None
         if entry is None:
             return None
@@ -93,6 +98,51 @@ class Flight(Waiting):
         if len(stats.parked_list) > parked_max:
             del stats.parked_list[0]
         self._remove(entry)
+
+    def _note_overdue(self, entry: Entry) -> None:
+        """Its time was over, and it is parked: it may get lost with the stream all the same.
+
+        Neighbours are one range, so there are no more ranges than entries between them, which are in flight.
+        """
+        ranges = self.overdue = self.overdue or []
+        first, last, count = entry.first, entry.last, 1
+        place = bisect.bisect(ranges, (first, last, 0))
+        if place < len(ranges) and ranges[place][0] == last + 1:
+            _, last, behind = ranges.pop(place)
+            count += behind
+        if place and ranges[place - 1][1] == first - 1:
+            place -= 1
+            first, _, before = ranges.pop(place)
+            count += before
+        ranges.insert(place, (first, last, count))
+
+    def seen_to(self, seq: int) -> None:
+        """The client has seen everything up to `seq`: it has answered that, and first deliveries are in
+        order.
+        """
+        if self.overdue is not None:
+            self.overdue = [item for item in self.overdue if item[1] > seq] or None
+
+    def overdue_gaps(self, received: int) -> None:
+        """What was parked by time-out and never seen by a client that received up to `received` becomes
+        gaps, to be sent in its place.
+        """
+        self.seen_to(received)
+        ranges, self.overdue = self.overdue or [], None
+        if self.job.state is JobState.CLOSING:
+            self.discarded += sum(count for _, _, count in ranges)
+            return
+        for first, last, _ in ranges:
+            gap = Entry.gap(max(first, received + 1), last, STREAM_LOST)
+            gap.state = ON_REWIND[ON_SEND[gap.state]]  # on the stream that was lost
+            if self.unacked is None:
+                self.unacked = OrderedDict()
+            self.unacked[last] = gap
+            self.gaps_unacked += 1
+            self._count_lost(gap)
+            self._queue_again(gap)
+        if ranges and self.unacked:
+            self.unacked = OrderedDict(sorted(self.unacked.items()))
 
     def delay(self, entry: Entry, due_ns: int) -> None:
         """Give an entry in flight back; it is to be sent again at `due_ns`."""
@@ -156,9 +206,11 @@ class Flight(Waiting):
         for entry in entries:
             if closing:
                 self._discard_unacked(entry)
+                self.discarded += park is None  # lost with the stream
                 settled += 1
             elif most and entry.attempts >= most:
                 self.park(entry, park or "", parked_max)
+                self._note_overdue(entry)
                 settled += 1
             else:
                 entry.state = ON_REWIND[entry.state]

@@ -49,6 +49,7 @@ class Waiting:
         "listed",
         "marks",
         "options",
+        "overdue",
         "paused",
         "queue",
         "sent",
@@ -85,6 +86,8 @@ class Waiting:
         self.delayed: list[tuple[int, int, Entry]] | None = None
         self.timers: deque[tuple[int, Entry, int]] | None = None
         self.behind: set[int] | None = None  # sent again after newer ones: not covered by `shown`
+        # Parked by time-out, perhaps never seen: (first, last, entries), in order.
+        self.overdue: list[tuple[int, int, int]] | None = None
         self.keys: dict[bytes, list[Entry]] | None = None  # OVERFLOW_LATEST: never-sent events by key
         self.marks: deque[tuple[int, int]] | None = None  # (number, request id) of Syncs
         self.stats: Stats | None = None

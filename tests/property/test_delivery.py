@@ -68,6 +68,7 @@ class Client:
     position: int = 0  # newest number received
     settled: set[int] = field(default_factory=set)  # first numbers that the client dealt with
     returned: set[int] = field(default_factory=set)  # given back, and not received again
+    replaced: int = 0  # entries that were parked unseen, and for which a gap was sent instead
     gone: int | None = None  # discarded, once the client was told
 
     @property
@@ -418,7 +419,9 @@ class Delivery(RuleBasedStateMachine):
                     credit[0] -= 1
                     credit[1] -= size
             known = client.sent.get(first)
-            if known is None:
+            if size < 0 and attempts == 1 and known is not None:
+                self.replace(client, first, last, content)
+            elif known is None:
                 assert first == client.next_sent
                 assert attempts == 1
                 client.next_sent = last + 1
@@ -443,7 +446,6 @@ class Delivery(RuleBasedStateMachine):
             client = self.clients[number]
             known = client.seen.get(first)
             if known is None:
-                self.skip_parked(client)
                 assert first == client.next_seen
                 client.next_seen = last + 1
             else:
@@ -453,12 +455,16 @@ class Delivery(RuleBasedStateMachine):
             client.position = max(client.position, last)
 
     @staticmethod
-    def skip_parked(client: Client) -> None:
-        """What timed out too often while it was on its way is parked, and may get lost with the stream."""
-        stats = client.job.binding.stats
-        for parked in stats.parked_list if stats else ():
-            if parked.first == client.next_seen and parked.reason == "not acknowledged in time":
-                client.next_seen = parked.last + 1
+    def replace(client: Client, first: int, last: int, content: object) -> None:
+        """A gap for what timed out too often while it was on its way, and got lost with the stream."""
+        stage, _, cause, _, _ = content
+        assert (stage, cause) == (session_pb2.STAGE_SESSION, session_pb2.CAUSE_STREAM_LOST)
+        covered = [number for number in client.sent if first <= number <= last]
+        assert client.sent[covered[-1]].last == last
+        for number in covered:
+            assert number not in client.seen
+            del client.sent[number]
+        client.replaced += len(covered)
 
     @invariant()
     def books_balance(self) -> None:
@@ -512,9 +518,10 @@ class Delivery(RuleBasedStateMachine):
             # Every entry that was ever sent is dealt with, or the engine still has it.
             over = {told.last for first, told in client.sent.items() if first in client.settled}
             assert not over & set(unacked)
+            sent = sum(entry.attempts > 0 for entry in unacked.values())
+            over_now = stats.acknowledged + stats.parked - client.replaced
             assert (
-                len(client.sent)
-                == (stats.acknowledged + stats.parked + len(unacked) + (stats.discarded if not queue else 0))
+                len(client.sent) == over_now + sent + (stats.discarded if not queue else 0)
                 or client.job.state is JobState.CLOSING
             )
         waits = [entry for entry in unacked.values() if entry.state is not EntryState.INFLIGHT]
@@ -549,7 +556,6 @@ class Delivery(RuleBasedStateMachine):
         assert not self.syncs
         for client in self.clients.values():
             assert not self.unfinished(client)
-            self.skip_parked(client)
             if client.job.state is not JobState.GONE:
                 assert client.next_seen == client.job.binding.head + 1
                 assert client.job.state not in (JobState.CLOSING, JobState.DRAINING)

@@ -184,6 +184,53 @@ def test_attempts_end_in_parking(bench):
     assert (job.stats.parked, job.stats.in_flight) == (1, 0)
 
 
+def park_by_time_out(bench, **options):
+    """A job whose events 1 to 3 were sent, timed out too often and were parked."""
+    job = bench.job(ack_timeout_ns=10**9, attempts_max=1, **options)
+    fire(bench, job, 3)
+    bench.entries()
+    bench.wait(1_000)
+    assert (job.stats.parked, job.stats.in_flight) == (3, 0)
+    return job
+
+
+def test_parked_on_its_way_and_lost_with_the_stream_is_a_gap(bench):
+    job = park_by_time_out(bench)
+    fire(bench, job, 1)
+    bench.lose()
+    bench.resume(b1=1)
+    gap, batch = bench.frames()
+    assert (gap.gap.first, gap.gap.last, gap.gap.count, gap.gap.attempts) == (2, 3, 2, 1)
+    assert (gap.gap.stage, gap.gap.cause) == (session_pb2.STAGE_SESSION, session_pb2.CAUSE_STREAM_LOST)
+    assert batch.batch.runs[0].first_seq == 4
+    bench.lose()
+    bench.resume(b1=3)
+    assert bench.entries() == [(4, 4, b"0", 2)]
+    bench.ack(job, 4)
+    assert (job.stats.acked, job.stats.lost) == (4, 2)
+
+
+def test_parked_and_seen_is_no_gap(bench):
+    job = park_by_time_out(bench)
+    fire(bench, job, 1)
+    bench.entries()
+    bench.ack(job, 4)  # so it has seen what came before
+    bench.lose()
+    bench.resume()
+    assert bench.frames() == []
+
+
+def test_job_that_closes_counts_what_was_parked_unseen_as_discarded(bench):
+    job = park_by_time_out(bench, acknowledgement=EXPLICIT)
+    fire(bench, job, 1)
+    bench.entries()
+    bench.engine.shutdown(job, reason="enough", deadline_ns=0, now=bench.now)
+    bench.lose()
+    bench.resume(b1=0)
+    (frame,) = bench.frames()
+    assert (frame.job_state.state, frame.job_state.discarded) == (job_pb2.STATE_GONE, 4)
+
+
 def test_client_that_reads_no_answers_is_ended(make_bench):
     bench = make_bench(control_bytes=1_000)
     bench.engine.send_control(bench.session, bytes(1_001))
