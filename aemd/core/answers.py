@@ -168,6 +168,14 @@ class Answers(Course):
         session.add_control(frame)
         self._check_control(session)
 
+    def announce(self, job: Job, frame: bytes) -> None:
+        """Send the answer to the registration of `job`; what was said of it before comes behind that."""
+        session = job.session
+        early = session.withhold_state(job)
+        self.send_control(session, frame)
+        if early:
+            session.tell_state(job)
+
     def _check_control(self, session: Session) -> None:
         if session.control_bytes > self.limits.control_bytes:
             self.end_session(

@@ -93,10 +93,6 @@ class Course:
         )
         binding.session.add_control(frame)
 
-    def _tell_state(self, job: Job) -> None:
-        frame = encoding.job_state_frame(job.id, job.state.wire, job.reason, job.binding.discarded)
-        job.session.add_control(frame)
-
     def _end(self, job: Job, reason: str) -> None:
         """The job is GONE, whatever was in flight."""
         self._turn(job, JobEvent.END)
@@ -110,7 +106,7 @@ class Course:
         if session.connected:
             if binding.marks is not None:
                 session.send_marks(binding, None)
-            self._tell_state(job)
+            session.tell_state(job)
 
     def _forget(self, job: Job) -> None:
         binding, session = job.binding, job.session

@@ -193,6 +193,7 @@ class Engine(Stimuli, Answers):
         """Its module refused it: as if it had never been. The id is used up."""
         job.turn(JobEvent.END)
         job.binding.discard_waiting()
+        job.session.withhold_state(job)
         self._forget(job)
 
     def start(self, job: Job, now: Now) -> None:

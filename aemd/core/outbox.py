@@ -21,6 +21,7 @@ from aemd.core.limits import BATCH_BYTES_MAX, BATCH_EVENTS_MAX
 
 if TYPE_CHECKING:
     from aemd.core.binding import Binding
+    from aemd.core.job import Job
 
 QUANTUM_BYTES = 16 * 1024  # a binding's turn; an eighth of a full batch
 STARVATION_BYTES = 64 * 1024  # sent above a waiting band before it gets a turn
@@ -77,6 +78,7 @@ class Outbox:
         "favoured",
         "fires",
         "lost",
+        "news",
         "passed_bytes",
         "queued_bytes",
         "ready",
@@ -89,8 +91,9 @@ class Outbox:
         self.ready_sessions = ready_sessions
         self.ready = False
         self.connected = True
-        self.control: deque[bytes] = deque()
-        self.control_bytes = 0
+        self.control: deque[bytes | Job] = deque()  # frames, and jobs whose state is to be told
+        self.control_bytes = 0  # of the frames; of jobs there are no more than the client made
+        self.news: set[Job] = set()  # in control
         self.credit_events = 0
         self.credit_bytes = 0
         self.fires = 0
@@ -156,6 +159,7 @@ class Outbox:
         self.connected = False
         self.control.clear()
         self.control_bytes = 0
+        self.news.clear()
         self.credit_events = self.credit_bytes = 0
         for band in self.bands.values():
             for binding in band:
@@ -189,13 +193,24 @@ class Outbox:
 
     def _take_control(self, room: int) -> bytes:
         control = self.control
-        frames = [control.popleft()]
-        size = len(frames[0])
-        while control and size + len(control[0]) <= room:
-            frame = control.popleft()
-            size += len(frame)
+        frames: list[bytes] = []
+        while control:
+            item = control[0]
+            if isinstance(item, bytes):
+                frame = item
+            else:
+                frame = encoding.job_state_frame(
+                    item.id, item.state.wire, item.reason, item.binding.discarded
+                )
+            room -= len(frame)
+            if frames and room < 0:
+                break
+            del control[0]
             frames.append(frame)
-        self.control_bytes -= size
+            if isinstance(item, bytes):
+                self.control_bytes -= len(item)
+            else:
+                self.news.discard(item)
         return encoding.bundle_frame(frames)
 
     def _next_binding(self) -> Binding | None:
@@ -274,6 +289,25 @@ class Outbox:
             self.control.append(frame)
             self.control_bytes += len(frame)
             self.mark_ready()
+
+    def tell_state(self, job: Job) -> None:
+        """Tell of the state that `job` has when it is its turn; nothing if there is no stream.
+
+        Many jobs may end in one turn, and a source may come and go while the client does not read: neither
+        may count as answers that it does not take.
+        """
+        if self.connected and job not in self.news:
+            self.news.add(job)
+            self.control.append(job)
+            self.mark_ready()
+
+    def withhold_state(self, job: Job) -> bool:
+        """Do not tell of `job`; whether it was to be told."""
+        if job not in self.news:
+            return False
+        self.news.discard(job)
+        self.control.remove(job)
+        return True
 
     def _place(self, binding: Binding) -> None:
         """List `binding` where it belongs after its turn."""

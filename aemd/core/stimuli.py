@@ -107,7 +107,7 @@ class Stimuli(Course):
         self._turn(job, event)
         if job.state is not before:
             job.reason = reason
-            self._tell_state(job)
+            job.session.tell_state(job)
 
     def exhaust(self, job: Job, reason: str) -> None:
         """Nothing more can come: it ends once everything that fired is dealt with."""

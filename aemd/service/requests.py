@@ -63,7 +63,7 @@ class Requests:
         registered.binding = job.binding.id
         registered.start.epoch = job.epoch  # and seq 0: its first event has number 1
         registered.state = job.state.wire
-        self._engine.send_control(session, answer.SerializeToString())
+        self._engine.announce(job, answer.SerializeToString())
 
     def _bind(self, session: Session, body: session_pb2.Bind) -> None:
         job = self._job(session, body.job)

@@ -239,12 +239,36 @@ def test_client_that_reads_no_answers_is_ended(make_bench):
     assert ended.code is Code.RESOURCE_EXHAUSTED
 
 
+def test_jobs_that_end_are_no_answers_that_are_not_read(make_bench):
+    bench = make_bench(control_bytes=1_000)
+    jobs = [bench.job() for _ in range(100)]
+    for job in jobs:
+        bench.engine.end_job(job, "module queues was unloaded", bench.now)
+    bench.engine.send_control(bench.session, b"")
+    assert not bench.session.ended
+    told = [frame.job_state.job for frame in bench.frames(budget_bytes=200) if frame.HasField("job_state")]
+    assert told == [job.id for job in jobs]
+    assert (bench.session.control_bytes, bench.session.news) == (0, set())
+
+
+def test_state_is_told_as_it_is_when_it_is_told(bench):
+    job = bench.job()
+    for _ in range(3):
+        bench.engine.fail_source(job, "broken")
+        bench.engine.restore_source(job)
+    bench.engine.fail_source(job, "broken again")
+    states = [frame.job_state for frame in bench.frames() if frame.HasField("job_state")]
+    assert [(state.state, state.reason) for state in states] == [(job_pb2.STATE_DEGRADED, "broken again")]
+
+
 def test_source_that_comes_back_leaves_a_gap_and_the_client_is_told(bench):
     job = bench.job()
     bench.engine.fail_source(job, "broken")
     bench.engine.fire(job, b"ignored")
+    frames = bench.frames()
     bench.engine.restore_source(job)
-    kinds = [frame.WhichOneof("frame") for frame in bench.frames()]
+    frames += bench.frames()
+    kinds = [frame.WhichOneof("frame") for frame in frames]
     assert kinds == ["job_state", "job_state", "gap"]
 
 

@@ -50,6 +50,20 @@ def test_refusal_in_open_leaves_nothing(bench, prop):
     assert bench.daemon.descriptors.charged == 0
 
 
+def test_job_that_ends_while_it_starts_is_announced_before_its_end(bench):
+    class Spent(Prop):
+        def start(self, job):
+            self.host.exhaust(job, "there is nothing")
+
+    bench.install(Spent(bench.daemon.host))
+    wire = bench.session()
+    wire.say(request_id=1, register=session_pb2.Register(module="prop", start=True))
+    bench.turn()
+    registered, state = wire.told()
+    assert registered.registered.state == job_pb2.STATE_GONE
+    assert (state.job_state.job, state.job_state.reason) == (registered.registered.job, "there is nothing")
+
+
 def test_refusal_in_start_closes_what_was_opened(bench, prop):
     wire = bench.session()
     prop.failing["start"] = AemError(Code.ALREADY_EXISTS, "TAKEN", "taken")
