@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import shutil
 import socket
@@ -33,6 +34,9 @@ from aemd.sources.reactor import Reactor
 
 FRONT_FOLDER = b"front-"  # beside the socket, for fronts that cannot have a network namespace of their own
 FINISH_SECONDS = 1.0  # how long close() lets the fronts send on what they have
+RESERVE_SHARE = 4  # of the daemon's reserve: when jobs have taken all that they may, clients still connect
+PROCESSES_SHARE = 4  # of the descriptors that other users' processes leave, this part is for one user's
+PROCESSES_MIN = 16  # of one user, however short descriptors are
 
 
 def front_command(limits: Limits, socket_path: bytes) -> list[str]:
@@ -128,7 +132,7 @@ class Peers:
         self._acceptor = accept.Acceptor(
             self._reactor,
             self._place.listener,
-            reserve=self._limits.descriptors_reserve,
+            reserve=self._limits.descriptors_reserve // RESERVE_SHARE,
             accepted=self._accepted,
         )
 
@@ -209,7 +213,7 @@ class Peers:
         except (UnidentifiedError, OSError):
             sock.close()
             return
-        if self._per_uid[principal.uid] >= self._limits.connections_per_uid:
+        if self._has_too_many(principal):
             sock.close()
             os.close(pidfd)
             structlog.get_logger().warning("connection refused, the user has too many", uid=principal.uid)
@@ -227,6 +231,17 @@ class Peers:
         process.connections.add(connection.number)
         if not front.hand_over(connection, sock) and connection.number in self._connections:
             self.connection_over(connection)
+
+    def _has_too_many(self, principal: Principal) -> bool:
+        """Whether its user has enough connections, or processes, each of which costs a descriptor here."""
+        uid = principal.uid
+        if self._per_uid[uid] >= self._limits.connections_per_uid:
+            return True
+        if principal.administrator or self._processes.holds(principal):
+            return False
+        there = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - self._limits.descriptors_reserve
+        used = self._processes.of_uid(uid)
+        return used >= max((there - len(self._processes) + used) // PROCESSES_SHARE, PROCESSES_MIN)
 
     def _exited(self, process: Process) -> None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections import Counter
 from collections.abc import Callable
 
 from aemd.core.principal import Principal
@@ -38,9 +39,18 @@ class Processes:
         self._gone = gone
         self._freed = freed
         self._table: dict[tuple[int, int], Process] = {}
+        self._per_uid: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def of_uid(self, uid: int) -> int:
+        """How many of a user's are held."""
+        return self._per_uid[uid]
+
+    def holds(self, principal: Principal) -> bool:
+        """Whether this very process is held already."""
+        return _key(principal) in self._table
 
     def hold(self, principal: Principal, pidfd: int) -> Process:
         """Hold the process of a new connection; takes over `pidfd`, which was alive just now."""
@@ -52,6 +62,7 @@ class Processes:
             process = None
         if process is None:
             process = self._table[key] = new = Process(principal, pidfd)
+            self._per_uid[principal.uid] += 1
             self._reactor.add(pidfd, select.EPOLLIN, lambda _events: self._exited(new))
         else:
             os.close(pidfd)
@@ -82,6 +93,10 @@ class Processes:
 
     def _drop(self, process: Process) -> None:
         del self._table[_key(process.principal)]
+        uid = process.principal.uid
+        self._per_uid[uid] -= 1
+        if not self._per_uid[uid]:
+            del self._per_uid[uid]
         self._reactor.remove(process.pidfd)
         os.close(process.pidfd)
         process.pidfd = -1

@@ -38,7 +38,8 @@ class ModuleHost:
 
     def charge(self, job: Job, descriptors: int) -> None:
         """Reserve descriptors before they are opened."""
-        self._descriptors.charge(job.id, descriptors)
+        owner = job.owner
+        self._descriptors.charge(job.id, descriptors, uid=None if owner.administrator else owner.uid)
 
     def refund(self, job: Job, descriptors: int) -> None:
         """Give back what charge() took."""

@@ -59,10 +59,13 @@ def test_many_connections_of_a_process_cost_one_descriptor(
     before = descriptors()
     held = [home.processes.hold(principal(sleeper), os.pidfd_open(sleeper.pid)) for _ in range(100)]
     assert len(set(held)) == len(home.processes) == 1
+    assert home.processes.of_uid(principal(sleeper).uid) == 1
+    assert home.processes.holds(principal(sleeper))
     assert descriptors() == before + 1
     for process in held:
         home.processes.release(process)
-    assert len(home.processes) == 0
+    assert len(home.processes) == home.processes.of_uid(principal(sleeper).uid) == 0
+    assert not home.processes.holds(principal(sleeper))
     assert descriptors() == before
     assert home.freed == 1
 

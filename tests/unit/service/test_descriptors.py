@@ -43,3 +43,27 @@ def test_refund_of_more_than_was_charged_takes_nothing_from_others():
     descriptors.charge(2, 3)
     descriptors.refund(1, 100)
     assert (descriptors.charged, descriptors.held(2)) == (3, 3)
+
+
+def test_one_user_leaves_half_for_the_next_one():
+    descriptors = budget(limit=45)
+    descriptors.charge(1, 20, uid=1000)
+    with pytest.raises(AemError) as caught:
+        descriptors.charge(1, 1, uid=1000)
+    assert caught.value.details["subject"] == "uid 1000"
+    assert (caught.value.details["limit"], caught.value.details["used"]) == ("20", "20")
+    descriptors.charge(2, 10, uid=1001)
+    with pytest.raises(AemError):
+        descriptors.charge(2, 1, uid=1001)
+    descriptors.charge(3, 10)  # the administrator has the rest
+
+
+def test_share_of_a_user_is_given_back_with_the_job():
+    descriptors = budget(limit=45)
+    descriptors.charge(1, 20, uid=1000)
+    descriptors.refund(1, 5)
+    descriptors.charge(2, 5, uid=1000)
+    descriptors.release(1)
+    descriptors.release(2)
+    descriptors.charge(3, 20, uid=1000)
+    assert descriptors.charged == 20
