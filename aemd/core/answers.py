@@ -146,18 +146,15 @@ class Answers(Course):
         return binding.job.state is not JobState.CLOSING and not (most and entry.attempts >= most)
 
     def sync_mark(self, session: Session, job: Job, request_id: int) -> None:
-        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now."""
+        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now.
+
+        Never refused: whoever asks sees to it that `session.awaited` stays bounded.
+        """
         binding = job.binding
         if binding.marks is None:
             binding.marks = deque()
-        if len(binding.marks) >= self.limits.unanswered:
-            raise AemError(
-                Code.RESOURCE_EXHAUSTED,
-                "LIMIT_REACHED",
-                f"jobs/{job.id}: {len(binding.marks)} Syncs wait for an answer, no more are possible",
-                limit=self.limits.unanswered,
-            )
         binding.marks.append((binding.head, request_id))
+        session.awaited += 1
         session.send_marks(binding, None)
         self._check_control(session)
 

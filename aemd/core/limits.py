@@ -29,6 +29,8 @@ class Limits:
     message_bytes: int = 1024 * 1024  # one gRPC message; grpc's own default is 4 MiB
     payload_bytes: int = 256 * 1024  # one event's data; NATS has 1 MiB
     raise_payloads: int = 1_024  # in one Raise: each fires every listener in the same turn
+    raise_fires: int = 262_144  # payloads times listeners of one Raise, about 0.1 s of everybody's time
+    turn_ns: int = 20 * MS  # of frames of one user's sessions in one turn; the rest waits for the next
     bundle_frames: int = 16_384  # of one message; they are decoded together, 20 ms
     params_max: int = 64  # parameters of one job
     params_bytes: int = 64 * 1024  # all of them together
@@ -50,7 +52,8 @@ class Limits:
     queue_bytes: int = 1024 * 1024
     queue_bytes_max: int = 64 * 1024 * 1024
     parked_max: int = 100  # parked entries kept per job for the list
-    control_bytes: int = 4 * 1024 * 1024  # answers that wait for one session; then it is ended
+    control_bytes: int = 16 * 1024 * 1024  # answers that wait for one session; then it is ended. A Sync has
+    # one of 25 bytes for every job
     unanswered: int = 1_024  # requests whose answers wait; then the stream is not read
 
     frames_per_second: int = 100_000  # sustained, per session, bundled frames counted one by one

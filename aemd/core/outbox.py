@@ -67,6 +67,7 @@ class Outbox:
     """The sending half of a session."""
 
     __slots__ = (
+        "awaited",
         "bands",
         "connected",
         "control",
@@ -94,6 +95,7 @@ class Outbox:
         self.control: deque[bytes | Job] = deque()  # frames, and jobs whose state is to be told
         self.control_bytes = 0  # of the frames; of jobs there are no more than the client made
         self.news: set[Job] = set()  # in control
+        self.awaited = 0  # Syncs of bindings that wait for what was queued before them
         self.credit_events = 0
         self.credit_bytes = 0
         self.fires = 0
@@ -160,6 +162,7 @@ class Outbox:
         self.control.clear()
         self.control_bytes = 0
         self.news.clear()
+        self.awaited = 0
         self.credit_events = self.credit_bytes = 0
         for band in self.bands.values():
             for binding in band:
@@ -273,6 +276,7 @@ class Outbox:
         marks = binding.marks
         while marks and binding.sent_to() >= marks[0][0]:
             seq, request_id = marks.popleft()
+            self.awaited -= 1
             frame = encoding.sync_done_frame(
                 request_id, job=binding.job.id, binding=binding.id, epoch=binding.job.epoch, seq=seq
             )

@@ -186,13 +186,9 @@ class Conductor:
         pending[key] = None
 
         def done() -> None:  # called by the module whenever it likes, so it does not raise
-            if key not in pending:
-                return
-            self._synced(session, key)
-            try:
+            if key in pending:
+                self._synced(session, key)
                 self.engine.sync_mark(session, job, request_id)
-            except AemError as error:
-                self.engine.send_control(session, errors.result(request_id, error))
 
         try:
             _module(job).sync(job, done)
@@ -314,6 +310,8 @@ class Conductor:
         self.descriptors.release(job.id)
         self._refused.pop(job.id, None)
         session = job.session
+        if session.ended:  # with all its jobs: nobody is to be told, and each would look through them all
+            self.forget_syncs(session)
         for key in [key for key in self._syncs.get(session, ()) if key[0] == job.id]:
             self._synced(session, key)
             self.engine.send_control(session, errors.result(key[1], not_found(f"jobs/{job.id}")))

@@ -133,6 +133,7 @@ class Requests:
         self._conductor.raise_events(session.principal, body.channel, body.payloads, uid)
 
     def _sync(self, session: Session, request_id: int, body: session_pb2.Sync) -> None:
+        self._check_syncs(session)
         if body.jobs:
             jobs = [self._own_job(session, job_id) for job_id in dict.fromkeys(body.jobs)]
         else:
@@ -141,6 +142,18 @@ class Requests:
             self._engine.send_control(session, errors.result(request_id))
         for job in jobs:
             self._conductor.sync(session, job, request_id)
+
+    def _check_syncs(self, session: Session) -> None:
+        """One Sync may ask for every job of the session, so a few would be millions."""
+        waiting, most = session.awaited + self._conductor.syncs_of(session), self._limits.unanswered
+        if waiting >= most:
+            raise AemError(
+                Code.RESOURCE_EXHAUSTED,
+                "LIMIT_REACHED",
+                f"{waiting} answers to Sync are still to come; ask again when fewer than {most} are",
+                used=waiting,
+                limit=most,
+            )
 
     def _job(self, session: Session, job_id: int) -> Job:
         """A job of the caller's, in whichever of his sessions."""

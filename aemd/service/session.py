@@ -4,8 +4,8 @@ A stream begins with Hello, within a time; then it belongs to a session of the e
 are dealt with in order, a bundle's as if each had come alone.
 
 Reading is paced, never refused: while too many answers wait for the client, or it has talked faster than it
-may, or it has had its share of this turn, the frames that came stay where they are, and the window that
-their bytes took is not given back. So a client that does not read, or never stops talking, delays itself.
+may, or it, or all sessions of its user together, have had their share of this turn, the frames that came stay
+where they are, and the window that their bytes took is not given back. So a client that does not read, or never stops talking, delays itself.
 
 How a stream ends, and what becomes of its session:
 
@@ -18,6 +18,7 @@ How a stream ends, and what becomes of its session:
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from aemd.service.sessions import Sessions
 
 FRAMES_PER_TURN = 1_024  # 10 to 30 ms of work; then everybody else has a turn
+SHARE_NS = 20_000_000  # where a frame is more work than most: a Sync of all jobs, a Raise for many listeners
 GOODBYE_NS = 5_000_000_000  # how long a client that half-closed may take to read what is ready
 
 
@@ -99,21 +101,31 @@ class SessionStream:
 
     def pump(self) -> None:
         """Deal with frames that have come, as far as pace and unread answers allow."""
+        until_ns = time.monotonic_ns() + SHARE_NS  # the turn's own time stands still
+        uid = self.stream.principal.uid
+        begun_ns = time.monotonic_ns()
+        left_ns = self._sessions.time_left_ns(uid)
         try:
             for _ in range(FRAMES_PER_TURN):
                 if self._over() or not self._may_read():
                     return
+                if time.monotonic_ns() - begun_ns >= left_ns:
+                    break
                 frame = self._frame()
                 if frame is None:
                     self._maybe_goodbye()
                     return
                 self._dispatch(frame)
+                if time.monotonic_ns() > until_ns:
+                    break
         except AemError as error:
             self.end(error)
             return
         except Exception:
             self.fail()
             return
+        finally:
+            self._sessions.spend(uid, time.monotonic_ns() - begun_ns)
         self._wake_at(self._sessions.now_ns())
 
     def _over(self) -> bool:

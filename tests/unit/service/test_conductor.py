@@ -186,23 +186,6 @@ def test_equal_parameters_are_kept_once(bench):
     assert third.values["every"] == 2 * first.values["every"]
 
 
-def test_sync_that_cannot_be_marked_when_its_time_comes_is_refused_then(make_bench):
-    bench = make_bench(unanswered=2)
-    prop = Prop(bench.daemon.host)
-    bench.install(prop)
-    wire = bench.session()
-    registered = wire.register("prop", options=job_pb2.Options(queue_depth=9))
-    wire.handler.session.credit_events = 0  # nothing is delivered, so no Sync is answered
-    fire(bench, prop, registered.job)
-    for number in (1, 2, 3):
-        wire.say(request_id=number, sync=session_pb2.Sync(jobs=[registered.job]))
-        bench.turn()
-        prop.syncs.pop()()
-    bench.turn()
-    (refused,) = [frame for frame in wire.told() if frame.HasField("result")]
-    assert (refused.request_id, refused.result.status.code) == (3, Code.RESOURCE_EXHAUSTED)
-
-
 def test_sync_of_a_lost_stream_is_not_answered_on_the_next(bench, prop):
     lost = bench.session()
     job = lost.register("prop").job

@@ -1,9 +1,11 @@
 """Session streams over a real engine: pacing, ends, resumption, draining."""
 
+import time
+
 from aemd.core.errors import Code
-from aemd.service.session import FRAMES_PER_TURN
+from aemd.service.session import FRAMES_PER_TURN, SHARE_NS
 from aemd.v1 import job_pb2, session_pb2
-from tests.unit.service.conftest import principal
+from tests.unit.service.conftest import Prop, principal
 
 
 def requests(count, first=1):
@@ -161,6 +163,48 @@ def test_many_small_messages_have_no_larger_share_of_a_turn_than_one_large_one(b
     for first in range(1, 5 * FRAMES_PER_TURN):
         wire.say(request_id=first, start=session_pb2.Start(job=1))
     assert len(wire.handler.session.control) <= FRAMES_PER_TURN
+
+
+def test_frames_that_are_much_work_are_spread_over_turns(bench):
+    class Slow(Prop):
+        def operate(self, job, key, name, data):
+            self.calls.append(data)
+            until_ns = time.monotonic_ns() + SHARE_NS
+            while time.monotonic_ns() <= until_ns:
+                pass
+
+    module = Slow(bench.daemon.host)
+    bench.install(module)
+    wire = bench.session()
+    job = wire.register("prop").job
+    module.calls.clear()
+    ops = [
+        session_pb2.Op(job=job, operation=session_pb2.Operation(name="do", data=b"%d" % n)) for n in range(4)
+    ]
+    wire.say_bundle([session_pb2.ClientFrame(op=op) for op in ops[:3]])
+    wire.say(op=ops[3])
+    while len(module.calls) < 4:
+        done = len(module.calls)
+        bench.turn(10_000_000_000)
+        assert len(module.calls) <= done + 1
+    assert module.calls == [b"0", b"1", b"2", b"3"]
+
+
+def test_syncs_are_refused_while_too_many_wait_for_their_events(make_bench):
+    bench = make_bench(unanswered=4)
+    wire = bench.session(credit=job_pb2.Credit(events=0, bytes=0))
+    jobs = [wire.register("user", channel="c").job for _ in range(3)]
+    wire.say(**raise_frame("c", b"x"))
+    for request in (1, 2, 3):
+        wire.say(request_id=request, sync=session_pb2.Sync())
+    bench.turn()
+    (refused,) = wire.told()
+    assert (refused.request_id, refused.result.status.code) == (3, Code.RESOURCE_EXHAUSTED)
+    wire.say(grant=session_pb2.Grant(credit=job_pb2.Credit(events=3, bytes=1_000)))
+    bench.turn()
+    done = [(frame.request_id, frame.sync_done.job) for frame in wire.told() if frame.HasField("sync_done")]
+    assert sorted(done) == [(request, job) for request in (1, 2) for job in jobs]
+    assert wire.handler.session.awaited == 0
 
 
 def test_lost_stream_keeps_the_jobs_for_the_lease_and_no_longer(bench):
