@@ -94,7 +94,7 @@ class Engine(Stimuli, Answers):
         session = self._registry.claim(token, principal)
         if session.connected:
             self.lose_stream(session, now)
-        self._registry.change_token(session, self._new_token())
+        self._registry.change_token(session, used=token, token=self._new_token())
         self._deadlines.cancel((Due.LEASE, session))
         session.lapsing = None
         session.connected = True

@@ -40,16 +40,23 @@ class Registry:
         """The session is gone."""
         del self._sessions[session.id]
         del self._by_token[session.token]
+        self._by_token.pop(session.token_before, None)
         process = _process(session.principal)
         of_process = self._by_process[process]
         del of_process[session.id]
         if not of_process:
             del self._by_process[process]
 
-    def change_token(self, session: Session, token: bytes) -> None:
-        """The session is found by another token from now on."""
-        del self._by_token[session.token]
-        session.token = token
+    def change_token(self, session: Session, *, used: bytes, token: bytes) -> None:
+        """The session is found by `token` from now on, and still by the one that was just used.
+
+        For the Welcome with the new one may be lost with its stream, and the client comes back with what it
+        has.
+        """
+        for known in (session.token, session.token_before):
+            self._by_token.pop(known, None)
+        session.token, session.token_before = token, used
+        self._by_token[used] = session
         self._by_token[token] = session
 
     def claim(self, token: bytes, principal: Principal) -> Session:

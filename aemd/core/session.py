@@ -51,6 +51,7 @@ class Session(Outbox):
         "sdk",
         "service",
         "token",
+        "token_before",
     )
 
     def __init__(
@@ -70,6 +71,7 @@ class Session(Outbox):
         self.principal = principal
         self.account = account
         self.token = token
+        self.token_before = b""
         self.label = label
         self.sdk = sdk
         self.create_time_ns = create_time_ns

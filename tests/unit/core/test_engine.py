@@ -69,8 +69,22 @@ def test_token_changes_and_serves_only_its_own_process(bench, make_principal):
         assert raised.value.reason == "SESSION_UNKNOWN"
     bench.resume()
     assert bench.session.token != token
+    bench.resume()
     with pytest.raises(AemError):
         bench.engine.resume_session(token, bench.principal, positions={}, credit=None, now=bench.now)
+
+
+def test_token_serves_until_the_one_after_it_has_been_used(bench):
+    token, job = bench.session.token, bench.job()
+    for _ in range(3):  # each Welcome is lost with its stream
+        session = bench.engine.resume_session(
+            token, bench.principal, positions={}, credit=None, now=bench.now
+        )
+        assert session is job.session
+        bench.lose()
+    bench.engine.end_session(bench.session, "over", bench.now)
+    with pytest.raises(AemError):
+        bench.resume()
 
 
 def test_lease_ends_each_job_in_its_time_and_the_session_with_the_last(bench):
