@@ -96,7 +96,8 @@ class User(Basic):
         """Fire an event for each payload at every armed job of the channel; returns how many jobs that is.
 
         INVALID_ARGUMENT for a bad channel name, no payload, too many, or one over limits.payload_bytes;
-        PERMISSION_DENIED for another's channel. Either all payloads are raised or none.
+        PERMISSION_DENIED for another's channel; RESOURCE_EXHAUSTED for too many at once for so many
+        listeners. Either all payloads are raised or none.
         """
         owner = _owner(principal, uid)
         found = self._channels.get((owner, channel))
@@ -106,6 +107,7 @@ class User(Basic):
         self._check_payloads(payloads)
         if found is None or not found.armed:
             return 0
+        self._check_fires(found, len(payloads))
         events = self._encode(principal, found, payloads)
         jobs = list(found.armed.values())
         if len(events) == 1:
@@ -190,6 +192,19 @@ class User(Basic):
                 f"one has {size} bytes, at most {limit} are taken; raise limits.payload_bytes",
                 value=size,
                 limit=limit,
+            )
+
+    def _check_fires(self, channel: _Channel, payloads: int) -> None:
+        """Everybody waits while one Raise is carried out, so its work has a bound."""
+        listeners, most = len(channel.armed), self._host.limits.raise_fires
+        if payloads * listeners > most:
+            raise exhausted(
+                f"{payloads} payloads to {listeners} listeners",
+                limit=most,
+                used=payloads * listeners,
+                key="limits.raise_fires",
+                what=f"channel {channel.name}: too many events in one Raise",
+                way_out="or spread the payloads over several",
             )
 
     def _encode(self, principal: Principal, channel: _Channel, payloads: Sequence[bytes]) -> list[bytes]:

@@ -4,8 +4,9 @@ A stream begins with Hello, within a time; then it belongs to a session of the e
 are dealt with in order, a bundle's as if each had come alone.
 
 Reading is paced, never refused: while too many answers wait for the client, or it has talked faster than it
-may, or it, or all sessions of its user together, have had their share of this turn, the frames that came stay
-where they are, and the window that their bytes took is not given back. So a client that does not read, or never stops talking, delays itself.
+may, or it, or all sessions of its user together, have had their share of this turn, the frames that came
+stay where they are, and the window that their bytes took is not given back. So a client that
+does not read, or never stops talking, delays itself.
 
 How a stream ends, and what becomes of its session:
 
@@ -105,12 +106,13 @@ class SessionStream:
         uid = self.stream.principal.uid
         begun_ns = time.monotonic_ns()
         left_ns = self._sessions.time_left_ns(uid)
+        begun = False
         try:
             for _ in range(FRAMES_PER_TURN):
+                if self._waits and time.monotonic_ns() - begun_ns >= left_ns:
+                    break
                 if self._over() or not self._may_read():
                     return
-                if time.monotonic_ns() - begun_ns >= left_ns:
-                    break
                 frame = self._frame()
                 if frame is None:
                     self._maybe_goodbye()
@@ -126,14 +128,20 @@ class SessionStream:
             return
         finally:
             self._sessions.spend(uid, time.monotonic_ns() - begun_ns)
-        self._wake_at(self._sessions.now_ns())
+        # Who had nothing of this turn comes first in the next one.
+        self._wake_at(self._sessions.now_ns() + begun)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether frames have come that are not dealt with."""
+        return bool(self._messages) or self._next < len(self._frames)
 
     def _over(self) -> bool:
         """Whether nothing more is to be read; the engine may have ended the session a frame ago."""
         return self._ended or (self.session is not None and self.session.ended)
 
     def _may_read(self) -> bool:
-        if not self._messages and self._next >= len(self._frames):
+        if not self._waits:
             return True  # nothing to refuse; _frame() settles what is left
         if self.session is not None and self._sessions.unanswered(self) >= self._sessions.limits.unanswered:
             self._sessions.hold(self)  # until the client has read some
@@ -240,7 +248,7 @@ class SessionStream:
 
     def _maybe_goodbye(self, *, flushed: bool = False) -> None:
         """Once the client has said everything and has been told everything, the session is over."""
-        if not self._half_closed or self._ended or self._messages or self._next < len(self._frames):
+        if not self._half_closed or self._ended or self._waits:
             return
         if self.session is None:
             self.end(MalformedError("the stream ended before its Hello"))

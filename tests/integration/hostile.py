@@ -8,7 +8,10 @@ import sys
 
 from google.rpc import error_details_pb2
 
-from tests.integration.conftest import Client
+from aemd.v1 import session_pb2
+from tests.integration.conftest import Client, register_frame
+
+LISTENERS = 20_000
 
 
 def become(uid):
@@ -34,10 +37,27 @@ def listen(client):
         count += 1
 
 
+def fan_out(client):
+    """One Raise that would fire twenty million times, then as many that may be as fit in the window."""
+    session = client.session()
+    numbers = iter(range(1, LISTENERS + 1))
+    for _ in range(LISTENERS // 1_000):
+        register = register_frame("user", channel="c", options={"queue_depth": 1})
+        session.send_bundle(
+            [session_pb2.ClientFrame(request_id=next(numbers), register=register) for _ in range(1_000)]
+        )
+        for _ in range(1_000):
+            session.skip_to("registered")
+    refused = session.ask(**{"raise": session_pb2.Raise(channel="c", payloads=[b"x"] * 1_024)})
+    for _ in range(2_000):
+        session.send(**{"raise": session_pb2.Raise(channel="c", payloads=[b"x"] * 13)})
+    return reason(refused.result.status)
+
+
 def main(what, path, uid):
     become(int(uid))
     with Client(path) as client:
-        print({"listen": listen}[what](client), flush=True)
+        print({"listen": listen, "fan_out": fan_out}[what](client), flush=True)
         sys.stdin.read()
 
 

@@ -52,3 +52,12 @@ def test_user_who_takes_all_descriptors_keeps_nobody_else_out(folder):
             assert client.session().register("socket", listen=f"unix:@{folder}/root").job
     running.stop()
     running.assert_healthy()
+
+
+def test_user_who_raises_to_thousands_of_listeners_delays_nobody_for_long(daemon):
+    with Hostile("fan_out", daemon.path) as hostile, daemon.client() as client:
+        assert hostile.said == "LIMIT_REACHED 1024 payloads to 20000 listeners"
+        session = client.session()
+        for _ in range(5):
+            assert session.register("timer", after="1ms").job
+            session.skip_to("batch")

@@ -104,6 +104,18 @@ def test_a_payload_reaches_every_armed_job_of_the_channel_in_order(host, user):
     assert len({id(event) for _, event in host.fired}) == 2
 
 
+def test_work_of_one_raise_is_bounded_whoever_listens(host, user):
+    host.limits = Limits(raise_fires=5)
+    for number in (1, 2):
+        listen(user, number, who(1000), "deploy")
+    with pytest.raises(AemError) as caught:
+        user.raise_events(who(1000), "deploy", [b"a"] * 3)
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert caught.value.details["key"] == "limits.raise_fires"
+    assert not host.fired
+    assert user.raise_events(who(1000), "deploy", [b"a"] * 2) == 2
+
+
 def test_nobody_listens_and_nothing_happens(host, user):
     assert user.raise_events(who(1000), "deploy", [b"a"]) == 0
     assert not host.fired
