@@ -26,6 +26,7 @@ Cursor = tuple[int, int]
 ZERO: Cursor = (0, 0)
 CUMULATIVE = job_pb2.ACKNOWLEDGEMENT_CUMULATIVE
 EXPLICIT = job_pb2.ACKNOWLEDGEMENT_EXPLICIT
+NONE = job_pb2.ACKNOWLEDGEMENT_NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from operator import attrgetter
 from typing import Any
 
 from aem._answers import Answers
-from aem._binding import EXPLICIT, SUCCESS, Binding, Entry, Outcome, Window
+from aem._binding import EXPLICIT, NONE, SUCCESS, Binding, Entry, Outcome, Window
 from aem._commands import Commands, Frame
 from aem._registration import Registration
 from aem._requests import Request, Waiter, lost
@@ -35,6 +35,7 @@ SDK = "aem-python/0.1.0"
 VERSION = 1
 SESSION_EVENTS = 8_192
 SESSION_BYTES = 1024 * 1024
+HELLO_BYTES = 1_024  # of a Hello beside its positions: a label has 256 at most
 # Errors after which opening another stream makes no sense.
 FINAL = (
     Code.INVALID_ARGUMENT,
@@ -82,24 +83,35 @@ class Session(Commands):
     def hello(self) -> Frame:
         """The first frame of a new stream."""
         with self._lock:
-            received = [
-                session_pb2.Position(
-                    binding=binding.id,
-                    cursor=job_pb2.Cursor(epoch=binding.received[0], seq=binding.received[1]),
-                )
-                for binding in self._bindings.values()
-                if binding.received[1]
-            ]
             hello = session_pb2.Hello(
                 version_min=VERSION,
                 version_max=VERSION,
                 sdk=SDK,
                 label=self.label,
                 resume_token=self._token,
-                received=received if self._token else [],
+                received=self._positions() if self._token else [],
                 credit=self._window.reopen(),
             )
             return Frame(request_id=0, hello=hello)
+
+    def _positions(self) -> list[session_pb2.Position]:
+        """How far each binding got, as many as a message holds.
+
+        What is not said is delivered again, and sifted. But where nothing is acknowledged it would be taken
+        for lost, so those are said first.
+        """
+        room = self.limits.message_bytes - HELLO_BYTES
+        positions = []
+        for binding in sorted(self._bindings.values(), key=lambda binding: binding.acknowledgement != NONE):
+            epoch, seq = binding.received
+            if not seq:
+                continue
+            position = session_pb2.Position(binding=binding.id, cursor=job_pb2.Cursor(epoch=epoch, seq=seq))
+            room -= position.ByteSize() + 2  # tag and length
+            if room < 0:
+                break
+            positions.append(position)
+        return positions
 
     def lost(self, error: AemError) -> bool:
         """The stream ended. Returns whether trying again makes sense."""

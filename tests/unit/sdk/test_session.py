@@ -253,6 +253,20 @@ def test_resumed_session_says_positions_acks_and_credit_again():
     assert bench.handle() == b"c"
 
 
+def test_hello_of_very_many_jobs_is_no_larger_than_a_message():
+    bench = Bench()
+    bench.welcome(message_bytes=10_000)
+    for binding in range(1, 1_001):
+        acknowledgement = Acknowledgement.NONE if binding > 900 else Acknowledgement.CUMULATIVE
+        bench.register(binding, bench.make("user", acknowledgement=acknowledgement))
+        bench.session.receive(run_frame(binding, 1, [user_event(b"x")]))
+    bench.session.lost(LOST)
+    hello = bench.session.hello()
+    assert 8_000 < hello.ByteSize() < 10_000
+    said = {position.binding for position in hello.hello.received}
+    assert said >= set(range(901, 1_001))  # elsewhere they would be taken for lost
+
+
 def test_redelivered_entries_that_wait_or_are_dealt_with_do_not_run_again():
     bench = Bench()
     bench.register()
