@@ -118,8 +118,8 @@ class Link:
         more = True
         while more:
             more = tokens.get()
-            if not more and not self._ending.is_set():
-                return  # the stream is lost
+            if tokens is not self._tokens or (not more and not self._ending.is_set()):
+                return  # the stream is lost, and grpc was slow to ask: what waits now is for the next one
             self._signalled = False
             while (frame := self.session.take()) is not None:
                 yield frame
