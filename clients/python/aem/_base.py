@@ -22,6 +22,7 @@ from aem.options import Options, Param, values_of
 ANSWER_SECONDS = 30.0  # how long a request may take if the caller says nothing
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
+LOOK_SECONDS = 0.1  # how often run() asks whether it is to end
 FLUSH_EVENTS = 256  # acknowledgements go out after so many events,
 FLUSH_NS = 20_000_000  # or this long after the last, or when nothing waits
 
@@ -264,11 +265,14 @@ class BaseClient:
             for entry in done:
                 self._dispatcher.done(entry)
 
-    def _flush(self) -> None:
-        """Acknowledge what is dealt with."""
+    def _flush(self) -> bool:
+        """Acknowledge what is dealt with; False if there was nothing."""
+        if self._unflushed == 0:
+            return False
         with self._lock:
             self._settle_done()
             if self._session is not None:
                 self._session.flush()
         self._unflushed = 0
         self._flushed_ns = time.monotonic_ns()
+        return True

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, cast, overload
 
 from aem._aio_calls import AsyncCalls
 from aem._aio_link import AsyncLink
-from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, BaseClient
+from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient
 from aem._binding import SUCCESS, Entry, Outcome
 from aem._commands import payload_chunks
 from aem._dispatch import Dispatcher
@@ -179,7 +179,8 @@ class AsyncClient(BaseClient, AsyncCalls):
     async def run(self, until: Callable[[], bool] | float | None = None) -> None:
         """Run handlers until stop() is called, `until()` is true, or `until` seconds are over.
 
-        Jobs stay registered. Raises ConnectionLost when the connection is lost for good.
+        `until()` is asked when something has changed here, and ten times a second. Jobs stay registered.
+        Raises ConnectionLost when the connection is lost for good.
         """
         self._stopping = False
         await self.connect()
@@ -198,21 +199,22 @@ class AsyncClient(BaseClient, AsyncCalls):
                     await asyncio.sleep(0)
                 if deadline is not None and time.monotonic() >= deadline:
                     break
-            elif not await self._rest(deadline):
+            elif not await self._rest(deadline, condition is not None):
                 break
         self._flush()
 
-    async def _rest(self, deadline: float | None) -> bool:
+    async def _rest(self, deadline: float | None, look: bool) -> bool:
         """Nothing to handle: wait. False if the time is over."""
-        self._flush()
+        if self._flush():
+            return True  # what run() waits for may depend on it
         if self._protocol.failure is not None:
             raise self._protocol.failure
         remaining = None if deadline is None else deadline - time.monotonic()
         try:
-            async with asyncio.timeout(remaining):
+            async with asyncio.timeout(LOOK_SECONDS if look else remaining):
                 await self._wake.wait()
         except TimeoutError:
-            return False
+            return look
         self._wake.clear()
         return True
 

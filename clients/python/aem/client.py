@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self, cast, overload
 
-from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, BaseClient
+from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient
 from aem._binding import Entry, Outcome
 from aem._calls import Calls
 from aem._commands import payload_chunks
@@ -171,7 +171,8 @@ class Client(BaseClient, Calls):
     def run(self, until: Callable[[], bool] | float | None = None) -> None:
         """Run handlers until stop() is called, `until()` is true, or `until` seconds are over.
 
-        Jobs stay registered. Raises ConnectionLost when the connection is lost for good.
+        `until()` is asked when something has changed here, and ten times a second. Jobs stay registered.
+        Raises ConnectionLost when the connection is lost for good.
         """
         self._stopping = False
         self.connect()
@@ -186,22 +187,23 @@ class Client(BaseClient, Calls):
                 self._handle(entry)
                 if deadline is not None and time.monotonic() >= deadline:
                     break
-            elif not self._rest(deadline):
+            elif not self._rest(deadline, condition is not None):
                 break
         self._flush()
 
-    def _rest(self, deadline: float | None) -> bool:
+    def _rest(self, deadline: float | None, look: bool) -> bool:
         """Nothing to handle: wait. False if the time is over."""
-        self._flush()
+        if self._flush():
+            return True  # what run() waits for may depend on it
         if self._protocol.failure is not None:
             raise self._protocol.failure
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
             return False
         try:
-            self._wake.get(timeout=remaining)
+            self._wake.get(timeout=LOOK_SECONDS if look else remaining)
         except Empty:
-            return False
+            return look
         self._woken = False
         return True
 
