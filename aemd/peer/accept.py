@@ -77,6 +77,7 @@ def take(path: bytes, *, public: bool) -> Place:
         raise SocketTaken(f"{os.fsdecode(path)}: a socket's path has at most {PATH_BYTES_MAX} bytes")
     lock = os.open(path + b".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        _check_lock(path, lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,6 +90,16 @@ def take(path: bytes, *, public: bool) -> Place:
         os.close(lock)
         raise
     return Place(path, lock, listener)
+
+
+def _check_lock(path: bytes, lock: int) -> None:
+    """Refuse what somebody else has put there: it will be written to, and who holds it could keep us out."""
+    found = os.fstat(lock)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+        raise SocketTaken(
+            f"{os.fsdecode(path)}.lock is not ours: it is of uid {found.st_uid}, or no file of its own;"
+            " remove it, or take a folder that nobody else can write to"
+        )
 
 
 def _taken(path: bytes, pid: int) -> str:

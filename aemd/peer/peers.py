@@ -32,7 +32,7 @@ from aemd.peer.stream import Stream, StreamHandler
 from aemd.peer.zygote import Zygote
 from aemd.sources.reactor import Reactor
 
-FRONT_FOLDER = b"front-"  # beside the socket, for fronts that cannot have a network namespace of their own
+FRONT_FOLDER = b".front-"  # behind the socket's path, for fronts without a network namespace of their own
 FINISH_SECONDS = 1.0  # how long close() lets the fronts send on what they have
 RESERVE_SHARE = 4  # of the daemon's reserve: when jobs have taken all that they may, clients still connect
 PROCESSES_SHARE = 4  # of the descriptors that other users' processes leave, this part is for one user's
@@ -41,8 +41,13 @@ PROCESSES_MIN = 16  # of one user, however short descriptors are
 
 def front_command(limits: Limits, socket_path: bytes) -> list[str]:
     """What starts the zygote. -P: the working directory is not searched for modules."""
-    folder = os.path.join(os.path.dirname(os.path.abspath(socket_path)), FRONT_FOLDER)
-    return [sys.executable, "-P", "-m", "aemd.front", os.fsdecode(folder), str(limits.message_bytes)]
+    folder = os.fsdecode(_front_folder(socket_path))
+    return [sys.executable, "-P", "-m", "aemd.front", folder, str(limits.message_bytes)]
+
+
+def _front_folder(socket_path: bytes) -> bytes:
+    """How the folders of fronts begin. Only who has the lock of the path makes or removes such."""
+    return os.path.abspath(socket_path) + FRONT_FOLDER
 
 
 class Peers:
@@ -256,7 +261,7 @@ class Peers:
     # -- folders of fronts
 
     def _folder(self) -> bytes:
-        return os.path.join(os.path.dirname(os.path.abspath(self._path)), FRONT_FOLDER)
+        return _front_folder(self._path)
 
     def _remove_folders(self) -> None:
         """Of fronts that were killed; the lock on the socket's path says that none of them is alive."""

@@ -65,7 +65,7 @@ def prepare(config: Config) -> None:
         )
     _make(os.path.dirname(config.socket) or ".", 0o700 if config.user else 0o755)
     _make(config.state_dir, 0o700)
-    if not config.user and config.socket == SYSTEM_SOCKET:
+    if not config.user:
         _refuse_shared(os.path.dirname(config.socket))
 
 
@@ -75,25 +75,30 @@ def _make(directory: str, mode: int) -> None:
     while not os.path.lexists(path):
         missing.append(path)
         path = os.path.dirname(path)
+    mask = os.umask(0o777 & ~mode)  # chmod(2) afterwards could meet what somebody put in its place
     try:
         for path in reversed(missing):
             os.mkdir(path, mode)
-            os.chmod(path, mode)  # whatever the umask is
     except FileExistsError:
         pass  # another daemon was faster, and the socket decides between us
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from error
+    finally:
+        os.umask(mask)
     if not os.path.isdir(directory):
         raise ConfigError(f"{directory}: is not a directory")
 
 
 def _refuse_shared(directory: str) -> None:
-    """The system's directory belongs to root, and only root can change what is in it."""
+    """Where everybody looks for the daemon nobody may put another one: only root can change what is in the
+    directory, or, where it is sticky as /tmp is, what belongs to root.
+    """
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{directory}: is not a directory but a link or a file; remove it")
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    if status.st_uid != os.geteuid() or shared:
         raise ConfigError(
-            f"{directory}: must belong to uid {os.geteuid()} and be writable for nobody else; "
+            f"{directory}: must belong to uid {os.geteuid()} and be writable for nobody else (or sticky); "
             f"it belongs to uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
         )

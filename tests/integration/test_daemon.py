@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from aemd.v1 import job_pb2, session_pb2
+from tests.integration.conftest import DaemonProcess
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's process is started")
@@ -148,6 +149,40 @@ def test_user_instance_serves_its_user_and_says_so(launch):
         assert status.user_instance
         assert status.caller.administrator
         assert client.session().register("user", channel="c").job
+
+
+class Neighbour(DaemonProcess):
+    """Serves another path of the same folder, without a network namespace for its fronts."""
+
+    def __init__(self, folder, name):
+        super().__init__(folder, "--user", user=NOBODY)
+        self.path = f"{folder}/{name}.sock"
+        self.address = f"unix:{self.path}"
+
+
+@needs_root
+def test_daemons_in_one_folder_leave_each_others_things_alone(folder):
+    if not nobody_can_run_python():
+        pytest.skip("needs an interpreter that an ordinary user can execute")
+    os.chmod(folder, 0o777)
+    os.mkdir(f"{folder}/front-1")
+    program = """
+import sys, grpc
+become_nobody()
+for path in sys.argv[1:]:
+    with grpc.insecure_channel("unix:" + path) as channel:
+        channel.unary_unary("/aem.v1.AdminService/GetStatus")(b"", timeout=20)
+"""
+    first, second = Neighbour(folder, "first"), Neighbour(folder, "second")
+    for daemon in (first, second):
+        daemon.start()
+    served = run_program(program, first.path, second.path, first.path)
+    assert served.returncode == 0, served.stderr
+    second.stop()
+    served = run_program(program, first.path)
+    assert served.returncode == 0, served.stderr
+    first.stop()
+    assert os.path.isdir(f"{folder}/front-1")
 
 
 # The core.

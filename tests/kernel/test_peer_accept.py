@@ -62,6 +62,28 @@ def test_path_that_is_served_names_its_server(path: bytes) -> None:
             sock.connect(path)
 
 
+def test_lock_that_is_a_link_to_another_file_is_not_written_to(path: bytes) -> None:
+    Path("precious").write_text("precious")
+    os.link("precious", "sock.lock")
+    with pytest.raises(SocketTaken, match=r"sock\.lock is not ours"):
+        take(path, public=True)
+    assert Path("precious").read_text() == "precious"
+
+
+def test_lock_that_is_no_file_is_refused(path: bytes) -> None:
+    os.mkfifo("sock.lock")
+    with pytest.raises(SocketTaken, match="is not ours"):
+        take(path, public=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a file is given to another user")
+def test_lock_of_another_user_is_refused(path: bytes) -> None:
+    Path("sock.lock").touch()
+    os.chown("sock.lock", 65534, 65534)
+    with pytest.raises(SocketTaken, match="uid 65534"):
+        take(path, public=True)
+
+
 def test_path_of_a_killed_daemon_is_free(path: bytes) -> None:
     with holder(path) as process:
         process.kill()

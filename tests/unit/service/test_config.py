@@ -53,3 +53,25 @@ def test_file_in_the_place_of_a_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be made|not a directory"):
         prepare(Config(socket=str(tmp_path / "file/s"), state_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_system_daemon_refuses_a_directory_that_others_may_change(tmp_path, mode):
+    os.chmod(tmp_path, mode)
+    config = Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path / "state"))
+    with pytest.raises(ConfigError, match="writable for nobody else"):
+        prepare(config)
+    os.chmod(tmp_path, 0o1777)
+    prepare(config)
+
+
+def test_user_daemon_may_use_any_directory(tmp_path):
+    os.chmod(tmp_path, 0o777)
+    prepare(Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path / "state"), user=True))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a directory is given to another user")
+def test_system_daemon_refuses_a_directory_of_another_user(tmp_path):
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to uid 65534"):
+        prepare(Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path / "state")))
