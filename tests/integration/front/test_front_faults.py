@@ -67,11 +67,16 @@ def test_thousand_silent_connections_cost_the_core_nothing(echo):
     with echo.channel() as channel, contextlib.ExitStack() as stack:
         before = until(echo, channel, lambda counters: counters["connections"] == 1)
         socks = [stack.enter_context(connect(echo.path)) for _ in range(1000)]
-        after = until(echo, channel, lambda counters: counters["connections"] == 1001)
-        assert after["descriptors"] == before["descriptors"]
+        after = until(
+            echo,
+            channel,
+            lambda counters: (
+                (counters["connections"], counters["descriptors"] <= before["descriptors"]) == (1001, True)
+            ),
+        )
         front = after["front_pids"][0]
-        held = len(os.listdir(f"/proc/{front}/fd")) if os.geteuid() == 0 else 1000
-        assert 1000 <= held < 1100
+        in_front = len(os.listdir(f"/proc/{front}/fd")) if os.geteuid() == 0 else 1000
+        assert 1000 <= in_front < 1100
         for sock in socks:
             sock.close()
         until(echo, channel, lambda counters: counters["connections"] == 1)
