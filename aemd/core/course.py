@@ -6,6 +6,9 @@ whatever ends a job comes to `_end`.
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
+
 from aemd.core import encoding
 from aemd.core.accounts import Accounts
 from aemd.core.binding import Binding
@@ -20,6 +23,8 @@ from aemd.core.options import OptionsParser
 from aemd.core.registry import Registry
 from aemd.core.session import Session
 
+ENDS_PER_TURN = 2_000  # jobs whose sessions have ended: 10 ms with what their modules do
+
 
 class Course:
     """The state of the engine, and the steps that several commands share."""
@@ -33,6 +38,9 @@ class Course:
         self._deadlines = Deadlines()
         self._effects: list[Effect] = []
         self._ready: list[Session] = []
+        self._ending: deque[Session] = deque()  # ended, some of their jobs not yet
+        self._ends_left = 0  # jobs that may end in the turn of
+        self._ends_ns = 0  # this time
         self._next_session = 1
         self._next_job = 1
         self._ended_fires = 0  # of sessions that are gone
@@ -144,6 +152,8 @@ class Course:
                 self._lapse(subject)
             elif due is Due.SHUTDOWN:
                 self._end(subject, f"{subject.reason}; its handler did not end in time")
+            elif due is Due.REST:
+                self._end_some()
             elif due is Due.ACK:
                 self._rewind(subject, subject.expired(now.mono_ns), "not acknowledged in time")
                 self._schedule_ack(subject)
@@ -174,19 +184,50 @@ class Course:
         self._deadlines.set((Due.LEASE, session), session.lost_ns + lapsing[-1][0])
 
     def end_session(self, session: Session, reason: str, now: Now, code: Code = Code.CANCELLED) -> None:
-        """The session and all its jobs end at once. Cost: of its jobs."""
+        """The session ends at once, and its jobs; those above ENDS_PER_TURN in the turns that follow, so
+        that nobody waits for them. Until then they are there, and nobody hears of them.
+        """
         self.now = now
         if session.ended:
             return
         session.disconnect()
         session.ended = True
+        session.reason = reason
         self._deadlines.cancel((Due.LEASE, session))
-        for binding in list(session.bindings.values()):
-            self._end(binding.job, reason)
         self._registry.remove_session(session)
+        self._ending.append(session)
+        self._end_some()
+        self._effects.append(SessionEnded(session, code, reason))
+
+    def _end_some(self) -> None:
+        """End jobs whose sessions have ended, as many as this turn may."""
+        if self._ends_ns != self.now.mono_ns:
+            self._ends_ns, self._ends_left = self.now.mono_ns, ENDS_PER_TURN
+        while self._ending and self._ends_left > 0:
+            session = self._ending[0]
+            some = list(islice(session.bindings.values(), self._ends_left))
+            self._ends_left -= max(len(some), 1)
+            for binding in some:
+                self._end(binding.job, session.reason)
+            if session.bindings:
+                self._ending.rotate(-1)  # those with few jobs do not wait for it
+            else:
+                self._ending.popleft()
+                self._settle_account(session)
+        if self._ending:
+            self._deadlines.set((Due.REST, None), self.now.mono_ns + 1)
+
+    def end_all(self, reason: str, now: Now) -> None:
+        """All sessions end, and all jobs, in this turn: there is no other."""
+        for session in self._registry.sessions():
+            self.end_session(session, reason, now)
+        while self._ending:
+            self._ends_left = ENDS_PER_TURN
+            self._end_some()
+
+    def _settle_account(self, session: Session) -> None:
         session.account.fires += session.fires
         session.account.lost += session.lost
         self._ended_fires += session.fires
         self._ended_lost += session.lost
         self._accounts.refund_session(session.account)
-        self._effects.append(SessionEnded(session, code, reason))

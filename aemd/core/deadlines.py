@@ -21,6 +21,7 @@ class Due(IntEnum):
     SHUTDOWN = 2  # of a job whose handler still runs
     ACK = 3  # of what a binding has in flight
     DELAY = 4  # of what was given back with a delay
+    REST = 5  # the jobs of sessions that have ended
 
 
 Key: TypeAlias = tuple[Due, Any]

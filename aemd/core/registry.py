@@ -76,6 +76,10 @@ class Registry:
             )
         return session
 
+    def sessions(self) -> list[Session]:
+        """All of them."""
+        return list(self._sessions.values())
+
     def find_session(self, principal: Principal, session_id: int) -> Session:
         """The session, if `principal` may see it; else AemError NOT_FOUND."""
         session = self._sessions.get(session_id)

@@ -48,6 +48,7 @@ class Session(Outbox):
         "lost_ns",
         "next_binding",
         "principal",
+        "reason",
         "sdk",
         "service",
         "token",
@@ -77,6 +78,7 @@ class Session(Outbox):
         self.create_time_ns = create_time_ns
         self.generation = 1
         self.ended = False
+        self.reason = ""  # why it ended
         self.bindings: dict[int, Binding] = {}
         self.next_binding = 1
         self.leases: Counter[int] = Counter()  # of its jobs, nanoseconds -> how many

@@ -105,7 +105,8 @@ class Daemon:
         except SocketTaken as error:
             raise AlreadyRunningError(str(error)) from None
         except OSError as error:
-            raise StartError(f"{self.config.socket}: {error.strerror}") from error
+            what = os.fsdecode(error.filename) if error.filename else self.config.socket
+            raise StartError(f"{what}: {error.strerror}") from error
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.on_signal(number, self._terminate)
         self.loop.on_signal(signal.SIGHUP, self._hang_up)
@@ -195,6 +196,7 @@ class Daemon:
     def end(self) -> None:
         """End what is left, and give everything back."""
         self.sessions.end_all()
+        self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
         self.registry.close()
         self.peers.close()

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from aemd.core.course import ENDS_PER_TURN
 from aemd.core.effects import SessionEnded
+from aemd.core.engine import Totals
 from aemd.core.errors import AemError, Code
 from aemd.core.job import JobState
 from aemd.v1 import job_pb2, session_pb2
@@ -85,6 +87,39 @@ def test_token_serves_until_the_one_after_it_has_been_used(bench):
     bench.engine.end_session(bench.session, "over", bench.now)
     with pytest.raises(AemError):
         bench.resume()
+
+
+def test_session_with_very_many_jobs_ends_at_once_and_its_jobs_over_turns(bench):
+    few = bench.open(bench.principal)
+    jobs = [bench.job() for _ in range(2 * ENDS_PER_TURN + 1)]
+    job = bench.job(session=few)
+    bench.effects()
+    bench.engine.end_process(42, 7, bench.now)
+    assert bench.session.ended
+    assert few.ended
+    assert list(bench.engine.sessions_of(bench.principal)) == []
+    with pytest.raises(AemError):
+        bench.resume()
+    released = [bench.effects().count("Release")]
+    while bench.engine.next_deadline_ns() is not None:
+        bench.wait(1)
+        released.append(bench.effects().count("Release"))
+        bench.engine.fire(jobs[-1], b"nobody hears it")
+    assert released == [ENDS_PER_TURN, ENDS_PER_TURN, 2]
+    assert {each.state for each in (*jobs, job)} == {JobState.GONE}
+    assert bench.engine.totals(bench.principal) == Totals(sessions=0, jobs=0, fires=1, lost=0)
+    bench.job(session=bench.open(bench.principal))
+
+
+def test_end_of_everything_waits_for_no_turn(bench):
+    jobs = [bench.job() for _ in range(ENDS_PER_TURN + 1)]
+    away = bench.open(bench.principal)
+    jobs.append(bench.job(session=away))
+    bench.engine.lose_stream(away, bench.now)
+    bench.engine.end_all("the end", bench.now)
+    assert {job.state for job in jobs} == {JobState.GONE}
+    bench.wait(1)
+    assert bench.engine.next_deadline_ns() is None
 
 
 def test_lease_ends_each_job_in_its_time_and_the_session_with_the_last(bench):

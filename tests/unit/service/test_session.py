@@ -5,7 +5,7 @@ import time
 from aemd.core.errors import Code
 from aemd.service.session import FRAMES_PER_TURN, SHARE_NS
 from aemd.v1 import job_pb2, session_pb2
-from tests.unit.service.conftest import Prop, principal
+from tests.unit.service.conftest import Bench, Prop, principal
 
 
 def requests(count, first=1):
@@ -305,3 +305,15 @@ def test_hello_while_draining_is_unavailable(bench):
     wire = bench.wire()
     wire.say(hello=session_pb2.Hello(version_min=1, version_max=1))
     assert wire.status == (Code.UNAVAILABLE, "for a test")
+
+
+def test_end_of_the_daemon_closes_the_jobs_of_clients_that_are_away(tmp_path):
+    bench = Bench(tmp_path)
+    path = tmp_path / "listens"
+    wire = bench.session()
+    assert wire.register("socket", listen=f"unix:{path}").job
+    wire.handler.closed("cancelled")
+    bench.turn()
+    assert path.exists()
+    bench.daemon.end()
+    assert not path.exists()
