@@ -130,10 +130,15 @@ class Peers:
         return [front.pid for front in self._fronts if front.pid]
 
     def start(self) -> None:
-        """Take the socket and serve. SocketTaken says who has it."""
+        """Take the socket and serve. SocketTaken says who has it; OSError, whose filename says of what."""
         self._place = accept.take(self._path, public=self._public)
         self._remove_folders()
-        self._zygote.start()
+        try:
+            self._zygote.start()
+        except BaseException:
+            self._place.give_back()
+            self._place = None
+            raise
         self._acceptor = accept.Acceptor(
             self._reactor,
             self._place.listener,

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from aemd.core.limits import Limits
 from aemd.loop.loop import Loop
 from aemd.peer import accept
 from aemd.peer.accept import Acceptor, SocketTaken, take
+from aemd.peer.peers import Peers
 
 TURN_NS = 10_000_000_000
 HOLDER = """
@@ -82,6 +84,25 @@ def test_lock_of_another_user_is_refused(path: bytes) -> None:
     os.chown("sock.lock", 65534, 65534)
     with pytest.raises(SocketTaken, match="uid 65534"):
         take(path, public=True)
+
+
+def test_start_without_a_zygote_names_the_program_and_leaves_no_socket(path: bytes) -> None:
+    loop = Loop(on_fault=lambda _fault: None)
+    peers = Peers(
+        loop,
+        Limits(),
+        socket_path=path,
+        public=True,
+        open_stream=lambda _stream: pytest.fail("nobody connects"),
+        process_gone=lambda _principal: None,
+        command=["/nowhere/python"],
+    )
+    with pytest.raises(FileNotFoundError) as error:
+        peers.start()
+    assert error.value.filename == "/nowhere/python"
+    assert not os.path.exists(path)
+    take(path, public=True).give_back()
+    loop.close()
 
 
 def test_path_of_a_killed_daemon_is_free(path: bytes) -> None:
