@@ -87,8 +87,9 @@ run)
 dev)
     apt curl procps util-linux wrk systemd tzdata zsh fish man-db
     aemd dev
+    # 1.9.2 and 1.9.3 do not take -unix
     if command -v go >/dev/null && [ ! -x .venv/bin/grpcurl ]; then
-        GOBIN=$PWD/.venv/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3 2>/dev/null ||
+        GOBIN=$PWD/.venv/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4 2>/dev/null ||
             say "grpcurl cannot be built; the test that runs it is skipped"
     fi
     ;;
