@@ -67,13 +67,17 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         with theirs:
             # A session of its own: a terminal's SIGINT is for the core, which ends the others in order.
-            process = subprocess.Popen(
-                [*self._command, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                env=_environment(),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    [*self._command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    env=_environment(),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
         self._process, self._control = process, ours
         self._pidfd = os.pidfd_open(process.pid)
         self._reactor.add(ours.fileno(), select.EPOLLIN, self._readable)
