@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from aemd.service.sessions import Sessions
 
 FRAMES_PER_TURN = 1_024  # 10 to 30 ms of work; then everybody else has a turn
-SHARE_NS = 20_000_000  # where a frame is more work than most: a Sync of all jobs, a Raise for many listeners
 GOODBYE_NS = 5_000_000_000  # how long a client that half-closed may take to read what is ready
 
 
@@ -102,9 +101,8 @@ class SessionStream:
 
     def pump(self) -> None:
         """Deal with frames that have come, as far as pace and unread answers allow."""
-        until_ns = time.monotonic_ns() + SHARE_NS  # the turn's own time stands still
         uid = self.stream.principal.uid
-        begun_ns = time.monotonic_ns()
+        begun_ns = time.monotonic_ns()  # the turn's own time stands still
         left_ns = self._sessions.time_left_ns(uid)
         begun = False
         try:
@@ -117,9 +115,8 @@ class SessionStream:
                 if frame is None:
                     self._maybe_goodbye()
                     return
+                begun = True
                 self._dispatch(frame)
-                if time.monotonic_ns() > until_ns:
-                    break
         except AemError as error:
             self.end(error)
             return

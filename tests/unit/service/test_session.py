@@ -3,7 +3,7 @@
 import time
 
 from aemd.core.errors import Code
-from aemd.service.session import FRAMES_PER_TURN, SHARE_NS
+from aemd.service.session import FRAMES_PER_TURN
 from aemd.v1 import job_pb2, session_pb2
 from tests.unit.service.conftest import Bench, Prop, principal
 
@@ -169,7 +169,7 @@ def test_frames_that_are_much_work_are_spread_over_turns(bench):
     class Slow(Prop):
         def operate(self, job, key, name, data):
             self.calls.append(data)
-            until_ns = time.monotonic_ns() + SHARE_NS
+            until_ns = time.monotonic_ns() + self.host.limits.turn_ns
             while time.monotonic_ns() <= until_ns:
                 pass
 
