@@ -85,7 +85,7 @@ run)
     [ -e .venv/.stamp-dev ] && aemd dev || aemd run
     ;;
 dev)
-    apt curl procps util-linux wrk systemd tzdata zsh fish man-db
+    apt chromium curl fish man-db procps systemd tzdata util-linux wrk zsh
     aemd dev
     # 1.9.2 and 1.9.3 do not take -unix
     if command -v go >/dev/null && [ ! -x .venv/bin/grpcurl ]; then

@@ -89,3 +89,24 @@ def test_hundred_connections_are_served_without_an_error(server: tuple[str, Path
     assert "Requests/sec" in done.stdout
     assert "Non-2xx" not in done.stdout
     assert "Socket errors" not in done.stdout
+
+
+def test_browser_shows_the_page(server: tuple[str, Path], tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    url, root = server
+    (root / "page.html").write_text(
+        "<title>page</title><img src=big><p id=text>waits</p><script src=script.js></script>"
+    )
+    (root / "script.js").write_text("document.getElementById('text').textContent = 'was here'")
+    quiet = [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet]
+    command += [f"--user-data-dir={tmp_path}", "--dump-dom", f"{url}/page.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    assert '<p id="text">was here</p>' in done.stdout
