@@ -27,7 +27,8 @@ class Principal:
 
     `pid` and `start_time_ticks` (field 22 of /proc/PID/stat) name the process for good; `start_time_ticks`
     is 0 where it could not be read. `administrator`: root in the daemon's own user, pid and mount
-    namespaces, or the daemon's own user.
+    namespaces, or the daemon's own user. `network_namespace`: as those of the owner, but the process's own: 0
+    is the daemon's.
     """
 
     owner: Owner
@@ -36,6 +37,7 @@ class Principal:
     pid: int
     start_time_ticks: int
     administrator: bool
+    network_namespace: int = 0
 
     @property
     def uid(self) -> int:

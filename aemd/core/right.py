@@ -1,8 +1,8 @@
 """One function decides what a principal may have.
 
 Until there is policy it allows what the caller could have without the daemon: processes of its own uid,
-ports from 1024, abstract Unix names, its own channels and jobs. The rest is the administrator's. Modules
-state facts as an `Act`; they do not decide.
+ports from 1024 and abstract Unix names of its own network namespace, its own channels and jobs. The rest is
+the administrator's. Modules state facts as an `Act`; they do not decide.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ class Act:
     """What a principal wants, in facts that the module has looked up.
 
     `what` says it in a few words for the error message. Every other field that is set must be allowed.
-    `owner`: whose object it is. `port`: a port to be bound. `path`: a file-system path to be bound or
-    opened. `privileged`: only for the administrator whatever the rest says. `hidden`: the refusal must
+    `owner`: whose object it is. `network`: it happens in the daemon's network namespace. `port`: a port to be
+    bound. `path`: a file-system path to be bound or opened. `privileged`: only for the administrator whatever the rest says. `hidden`: the refusal must
     not differ from "does not exist".
     """
 
     what: str
     owner: Owner | None = None
+    network: bool = False
     port: int | None = None
     path: bytes | None = None
     privileged: bool = False
@@ -58,6 +59,11 @@ def _refusal(principal: Principal, act: Act) -> str | None:
         return "only the administrator may do this"
     if act.owner is not None and act.owner != principal.owner:
         return "it belongs to another user"
+    if act.network and principal.network_namespace:
+        return (
+            "the daemon listens in its own network namespace, and the caller is in another one; run a daemon"
+            " there with aemd --user, or ask as root"
+        )
     if act.port is not None and 0 < act.port < PORT_UNPRIVILEGED_MIN:
         return f"port {act.port} is below {PORT_UNPRIVILEGED_MIN}; take a higher one, or ask as root"
     if act.path is not None:

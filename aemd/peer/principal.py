@@ -8,7 +8,8 @@ Where there is no SO_PEERPIDFD, pidfd_open(2) of the pid stands in; it proves li
 read under it names the process, but who connected is then only what the credentials say.
 
 Root inside a container is not root here: only what is known to be in the daemon's own user, pid and mount
-namespaces may be the administrator. /proc/PID/ns needs ptrace rights (a daemon without CAP_SYS_PTRACE lacks
+namespaces may be the administrator. The network namespace decides where one may listen, and nothing else.
+/proc/PID/ns needs ptrace rights (a daemon without CAP_SYS_PTRACE lacks
 them for other users' and for non-dumpable processes). What cannot be read is nobody's own: it gets a number
 that no namespace has, so such a process has less, never more.
 """
@@ -46,6 +47,7 @@ class Namespaces:
     user: int
     pid: int
     mount: int
+    network: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def read_namespaces(pid: int | str) -> Namespaces:
         except OSError:
             return NAMESPACE_UNKNOWN
 
-    return Namespaces(number("user"), number("pid"), number("mnt"))
+    return Namespaces(number("user"), number("pid"), number("mnt"), number("net"))
 
 
 def read_start_time(pid: int) -> int:
@@ -116,13 +118,15 @@ def read_principal(sock: socket.socket, own: Self) -> tuple[Principal, int]:
         os.close(pidfd)
         raise
     ours = own.namespaces
+    deciding = (ours.user, ours.pid, ours.mount)
     administrator = (
         uid in (0, own.uid)
-        and namespaces == ours
-        and NAMESPACE_UNKNOWN not in (ours.user, ours.pid, ours.mount)
+        and (namespaces.user, namespaces.pid, namespaces.mount) == deciding
+        and NAMESPACE_UNKNOWN not in deciding
     )
     owner = Owner(uid, _relative(namespaces.user, ours.user), _relative(namespaces.pid, ours.pid))
-    return Principal(owner, gid, groups, pid, start_time_ticks, administrator), pidfd
+    network = _relative(namespaces.network, ours.network)
+    return Principal(owner, gid, groups, pid, start_time_ticks, administrator, network), pidfd
 
 
 def _relative(number: int, own: int) -> int:

@@ -61,3 +61,10 @@ def test_user_who_raises_to_thousands_of_listeners_delays_nobody_for_long(daemon
         for _ in range(5):
             assert session.register("timer", after="1ms").job
             session.skip_to("batch")
+
+
+def test_user_in_another_network_namespace_cannot_listen_in_the_daemons(daemon):
+    with Hostile("anywhere", daemon.path) as at_home:
+        assert at_home.said == "allowed allowed allowed"
+    with Hostile("anywhere", daemon.path, wrapper=("unshare", "--net")) as stranger:
+        assert stranger.said == "NOT_ALLOWED NOT_ALLOWED NOT_ALLOWED"

@@ -26,7 +26,7 @@ from aemd.peer.principal import (
 )
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
-CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -110,6 +110,15 @@ def test_root_in_another_mount_namespace_is_no_administrator(listener: socket.so
     assert not principal.administrator
 
 
+@root
+def test_network_namespace_is_told_and_takes_nothing_from_root(listener: socket.socket) -> None:
+    with connected(listener, lambda: unshare(CLONE_NEWNET)) as (sock, pid):
+        found, pidfd = read_principal(sock, read_self())
+        os.close(pidfd)
+        assert found.network_namespace == os.stat(f"/proc/{pid}/ns/net").st_ino
+        assert found.administrator
+
+
 def test_own_user_in_a_user_namespace_is_another_owner(listener: socket.socket) -> None:
     try:
         with connected(listener, lambda: unshare(CLONE_NEWUSER)) as (sock, pid):
@@ -138,7 +147,7 @@ def test_process_in_a_pid_namespace_has_our_pid_and_its_namespace(listener: sock
 def test_namespaces_that_cannot_be_read_are_nobodys_own(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unknown = Namespaces(NAMESPACE_UNKNOWN, NAMESPACE_UNKNOWN, NAMESPACE_UNKNOWN)
+    unknown = Namespaces(*[NAMESPACE_UNKNOWN] * 4)
     monkeypatch.setattr(module, "read_namespaces", lambda pid: unknown)
     for own in (read_self(), Self(os.geteuid(), unknown)):
         with connected(listener, lambda: None) as (sock, _):

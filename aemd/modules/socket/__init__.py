@@ -91,7 +91,8 @@ class Socket:
         port = found.address.port if found.address.family in ("tcp", "udp") else None
         path = found.address.path
         file = path if path and not path.startswith(b"\0") else None
-        self._host.right(job.owner, Act(what=f"listen on {found.address}", port=port, path=file))
+        act = Act(what=f"listen on {found.address}", port=port, path=file, network=file is None)
+        self._host.right(job.owner, act)
         self._host.charge(job, 1)
         bound: Bound | None = None
         try:
