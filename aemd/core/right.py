@@ -21,8 +21,8 @@ class Act:
 
     `what` says it in a few words for the error message. Every other field that is set must be allowed.
     `owner`: whose object it is. `network`: it happens in the daemon's network namespace. `port`: a port to be
-    bound. `path`: a file-system path to be bound or opened. `privileged`: only for the administrator whatever the rest says. `hidden`: the refusal must
-    not differ from "does not exist".
+    bound. `path`: a file-system path to be bound or opened. `privileged`: only for the administrator whatever
+    the rest says. `hidden`: the refusal must not differ from "does not exist".
     """
 
     what: str

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -28,7 +29,8 @@ from aemd.peer.processes import Process
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.sources.reactor import Reactor
 
-STREAMS_MAX = 65_536  # of one front; an honest one allows far fewer per connection
+STREAMS_MAX = 65_536  # of one front
+STREAMS_PER_USER_MAX = 16_384  # of them, so that users who share a front leave each other some
 
 
 class Connection:
@@ -73,6 +75,7 @@ class Front:
         self._owner = owner
         self._open = True
         self._streams: dict[int, tuple[Stream, StreamHandler]] = {}
+        self._per_uid: Counter[int] = Counter()
         self._half_closed: set[int] = set()
         self._stream_last = 0
         link_sock, link_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -155,7 +158,8 @@ class Front:
 
     def forget(self, stream: Stream) -> None:
         """The stream was ended here."""
-        self._streams.pop(stream.number, None)
+        if self._streams.pop(stream.number, None) is not None:
+            self._per_uid[stream.principal.uid] -= 1
         self._half_closed.discard(stream.number)
         connection = self.connections.get(stream.connection)
         if connection is not None:
@@ -207,8 +211,6 @@ class Front:
             raise LinkError("OPEN for a connection that it does not have")
         if frame.stream <= self._stream_last:
             raise LinkError("OPEN with a stream number that is not new")
-        if len(self._streams) >= STREAMS_MAX:
-            raise LinkError(f"more than {STREAMS_MAX} streams")
         self._stream_last = frame.stream
         stream = Stream(
             self,
@@ -220,6 +222,10 @@ class Front:
         if connection.closing:
             stream.end(Code.UNAVAILABLE, "the connection is being closed")
             return
+        if self._per_uid[stream.principal.uid] >= STREAMS_PER_USER_MAX or len(self._streams) >= STREAMS_MAX:
+            # An honest front with many connections may come here: no reason to end it for all who share it.
+            stream.end(Code.RESOURCE_EXHAUSTED, f"too many calls at once, {STREAMS_PER_USER_MAX} for a user")
+            return
         connection.streams.add(stream.number)
         self._guarded(stream, self._open_stream, stream)
 
@@ -227,6 +233,7 @@ class Front:
         handler = self._owner.open_stream(stream)
         if not stream.ended:
             self._streams[stream.number] = (stream, handler)
+            self._per_uid[stream.principal.uid] += 1
 
     def _take_data(self, frame: Frame) -> None:
         entry = self._find(frame)

@@ -9,9 +9,9 @@ read under it names the process, but who connected is then only what the credent
 
 Root inside a container is not root here: only what is known to be in the daemon's own user, pid and mount
 namespaces may be the administrator. The network namespace decides where one may listen, and nothing else.
-/proc/PID/ns needs ptrace rights (a daemon without CAP_SYS_PTRACE lacks
-them for other users' and for non-dumpable processes). What cannot be read is nobody's own: it gets a number
-that no namespace has, so such a process has less, never more.
+/proc/PID/ns needs ptrace rights (a daemon without CAP_SYS_PTRACE lacks them for other users' and for
+non-dumpable processes). What cannot be read is nobody's own: it gets a number that no namespace has, so such
+a process has less, never more.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from aemd import link
 from aemd.core.principal import Owner, Principal
 from aemd.link import Kind
 from aemd.loop.loop import Loop
-from aemd.peer import linkend
+from aemd.peer import front, linkend
 from aemd.peer.front import Connection, Front
 from aemd.peer.processes import Process
 
@@ -53,10 +53,10 @@ class TestFront:
         self.link, self.descriptors = self.front.ends
         self.assembler = link.Assembler()
 
-    def connect(self, number):
+    def connect(self, number, principal=PRINCIPAL):
         client, server = socket.socketpair()
         connection = Connection(
-            number=number, principal=PRINCIPAL, process=Process(PRINCIPAL, -1), front=self.front
+            number=number, principal=principal, process=Process(principal, -1), front=self.front
         )
         assert self.front.hand_over(connection, server)
         client.close()
@@ -166,6 +166,18 @@ def test_cancelled_stream_is_closed(test):
     assert test.handlers[0].calls == ["closed: cancelled"]
     test.handlers[0].stream.send(b"too late")
     assert test.heard() == []
+
+
+def test_user_with_too_many_streams_is_refused_and_nobody_else(test, monkeypatch):
+    monkeypatch.setattr(front, "STREAMS_PER_USER_MAX", 2)
+    test.connect(5)
+    test.connect(6, Principal(Owner(1001), 1001, (), 18, 4243, administrator=False))
+    test.say(*[link.pack(Kind.OPEN, 5, number) for number in (1, 2, 3)], link.pack(Kind.OPEN, 6, 4))
+    assert test.heard() == [(Kind.END, 5, 3)]
+    assert [handler.stream.number for handler in test.handlers] == [1, 2, 4]
+    test.say(link.pack(Kind.END, 5, 1, b"", link.CANCELLED), link.pack(Kind.OPEN, 5, 5))
+    assert test.handlers[-1].stream.number == 5
+    assert test.reason is None
 
 
 def test_closed_connection_closes_its_streams(test):
