@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import time
+from functools import partial
 
 from aemd import __version__
 from aemd.core.engine import Engine
@@ -29,6 +30,7 @@ from aemd.service.descriptors import Descriptors, raise_limit
 from aemd.service.host import ModuleHost
 from aemd.service.jobs import JobService
 from aemd.service.modules import ModuleService
+from aemd.service.pace import Shares
 from aemd.service.registry import Registry
 from aemd.service.sessions import Sessions
 from aemd.service.unary import UnaryCall, Unimplemented
@@ -83,7 +85,8 @@ class Daemon:
             open_stream=self.open_stream,
             process_gone=self.process_gone,
         )
-        self.sessions = Sessions(self.conductor, self.peers)
+        self.shares = Shares(self.loop, limits.turn_ns)
+        self.sessions = Sessions(self.conductor, self.peers, self.shares)
         self.methods = {
             **JobService(self.conductor).methods(),
             **ModuleService(self.conductor).methods(),
@@ -125,7 +128,9 @@ class Daemon:
         if stream.method == SESSION_METHOD:
             return self.sessions.handler(stream)
         called = self.methods.get(stream.method)
-        return Unimplemented(stream) if called is None else UnaryCall(stream, called)
+        if called is None:
+            return Unimplemented(stream)
+        return UnaryCall(stream, called, run=partial(self.shares.run, stream.principal.uid))
 
     def process_gone(self, principal: Principal) -> None:
         """A client's process has ended."""

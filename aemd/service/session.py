@@ -103,7 +103,7 @@ class SessionStream:
         """Deal with frames that have come, as far as pace and unread answers allow."""
         uid = self.stream.principal.uid
         begun_ns = time.monotonic_ns()  # the turn's own time stands still
-        left_ns = self._sessions.time_left_ns(uid)
+        left_ns = self._sessions.shares.left_ns(uid)
         begun = False
         try:
             for _ in range(FRAMES_PER_TURN):
@@ -124,7 +124,7 @@ class SessionStream:
             self.fail()
             return
         finally:
-            self._sessions.spend(uid, time.monotonic_ns() - begun_ns)
+            self._sessions.shares.spend(uid, time.monotonic_ns() - begun_ns)
         # Who had nothing of this turn comes first in the next one.
         self._wake_at(self._sessions.now_ns() + begun)
 

@@ -18,6 +18,7 @@ from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream
 from aemd.service import log
 from aemd.service.conductor import Conductor
+from aemd.service.pace import Shares
 from aemd.service.requests import Requests
 from aemd.service.session import SessionStream
 from aemd.service.views import limits_view, principal_view
@@ -28,7 +29,7 @@ from aemd.v1 import session_pb2
 class Sessions:
     """The Session streams that are open."""
 
-    def __init__(self, conductor: Conductor, peers: Peers) -> None:
+    def __init__(self, conductor: Conductor, peers: Peers, shares: Shares) -> None:
         conductor.session_ended = self.ended
         self._conductor = conductor
         self._hold_process = peers.hold_process
@@ -38,11 +39,10 @@ class Sessions:
         self._touched: dict[SessionStream, None] = {}  # have something to send, or room again
         self._held: set[SessionStream] = set()  # are not read until their client has read
         self._draining = ""
-        self._turn_ns = 0  # when the turn began that _spent is about
-        self._spent: dict[int, int] = {}  # by uid: nanoseconds of work on its frames in this turn
         self.engine: Engine = conductor.engine
         self.limits: Limits = conductor.limits
         self.requests = Requests(conductor)
+        self.shares = shares
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -56,18 +56,6 @@ class Sessions:
     def now_ns(self) -> int:
         """CLOCK_MONOTONIC of this turn."""
         return self._conductor.reactor.mono_ns()
-
-    def time_left_ns(self, uid: int) -> int:
-        """How long the frames of a user's sessions may still be dealt with in this turn."""
-        turn_ns = self.now_ns()
-        if turn_ns != self._turn_ns:
-            self._turn_ns = turn_ns
-            self._spent.clear()
-        return self.limits.turn_ns - self._spent.get(uid, 0)
-
-    def spend(self, uid: int, work_ns: int) -> None:
-        """So long a user's frames have taken."""
-        self._spent[uid] = self._spent.get(uid, 0) + work_ns
 
     def call_at(self, due_ns: int, callback: Callable[[int], None]) -> Timer:
         """Call at a time of CLOCK_MONOTONIC, in this turn never: a callback that asks to be called again at

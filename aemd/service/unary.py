@@ -2,7 +2,7 @@
 
 A call reaches the core as OPEN, one DATA, END. The functions stand in `jobs.py`, `modules.py` and
 `admin.py`; each takes the caller and the decoded request, and returns the response or raises AemError.
-Nothing here waits: every answer exists when the function returns.
+Nothing here waits for anything but its user's share of a turn: every answer exists when the function returns.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ def method(request: type[_Request], answer: Callable[[Principal, _Request], Mess
 
 
 class UnaryCall:
-    """One unary call: a StreamHandler that answers when the client has said everything."""
+    """One unary call: a StreamHandler that answers when the client has said everything.
 
-    def __init__(self, stream: Stream, called: Method) -> None:
+    `run` does its work now or in a later turn.
+    """
+
+    def __init__(self, stream: Stream, called: Method, *, run: Callable[[Callable[[], None]], None]) -> None:
         self._stream = stream
         self._method = called
+        self._run = run
         self._message: bytes | None = None
         self._ended = False
 
@@ -63,6 +67,9 @@ class UnaryCall:
 
     def half_closed(self) -> None:
         """Answer it."""
+        self._run(self._reply)
+
+    def _reply(self) -> None:
         if self._ended:
             return
         try:

@@ -1,8 +1,11 @@
 """The unary services, over a real engine."""
 
+import time
+
 import pytest
 
 from aemd.core.errors import Code
+from aemd.service.unary import method
 from aemd.v1 import admin_pb2, job_pb2, module_pb2
 from tests.unit.service.conftest import principal
 
@@ -179,3 +182,24 @@ def test_sessions_are_listed_by_pages(bench, call):
     assert [session.label for session in [*first.sessions, *second.sessions]] == list("01234")
     assert [session.connected for session in first.sessions] == [False, True, True]
     assert second.next_page_token == ""
+
+
+def test_calls_of_one_user_that_are_much_work_leave_the_others_a_turn(bench):
+    answered = []
+
+    def answer(principal, request):
+        answered.append((bench.daemon.loop.turns, principal.uid))
+        until_ns = time.monotonic_ns() + bench.daemon.limits.turn_ns
+        while time.monotonic_ns() <= until_ns:
+            pass
+        return job_pb2.Job()
+
+    bench.daemon.methods["/slow"] = method(job_pb2.GetJobRequest, answer)
+    wires = [bench.wire("/slow", principal(uid)) for uid in (1000, 1000, 1000, 1001)]
+    for wire in wires:
+        bench.daemon.loop.defer(wire.handler.half_closed)
+    bench.turn_until(lambda: len(answered) == len(wires))
+    assert [uid for _, uid in answered] == [1000, 1001, 1000, 1000]
+    turns = [turn for turn, uid in answered if uid == 1000]
+    assert len(set(turns)) == len(turns)
+    assert {wire.status for wire in wires} == {(Code.OK, "")}

@@ -31,7 +31,7 @@ class FakeStream:
 
 def call(answer, *messages):
     stream = FakeStream()
-    handler = unary.UnaryCall(stream, unary.method(job_pb2.GetJobRequest, answer))
+    handler = unary.UnaryCall(stream, unary.method(job_pb2.GetJobRequest, answer), run=lambda work: work())
     for message in messages:
         handler.data(message)
     handler.half_closed()
