@@ -295,7 +295,7 @@ class Engine(Stimuli, Answers):
             fires, lost = (account.fires, account.lost) if account else (0, 0)
         return Totals(
             sessions=len(sessions),
-            jobs=self._registry.job_count(principal),
+            jobs=sum(len(session.bindings) for session in sessions),
             fires=fires + sum(session.fires for session in sessions),
             lost=lost + sum(session.lost for session in sessions),
         )

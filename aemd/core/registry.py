@@ -124,23 +124,26 @@ class Registry:
         job = self._jobs.get(principal.owner, {}).get(job_id)
         if job is None and principal.administrator:
             job = next((jobs[job_id] for jobs in self._jobs.values() if job_id in jobs), None)
-        if job is None:
+        if job is None or job.session.ended:
             raise not_found(f"jobs/{job_id}")
         return job
 
     def jobs_of(self, principal: Principal, after: int = 0) -> Iterator[Job]:
-        """The jobs that `principal` may see with ids above `after`, by id. Not to be continued after a
-        job came or went.
+        """The jobs that `principal` may see with ids above `after`, by id; not those whose session has
+        ended a moment ago. Not to be continued after a job came or went.
         """
         if principal.administrator:
             tables = list(self._jobs.values())
         else:
             tables = [self._jobs.get(principal.owner, {})]
         if len(tables) == 1:
-            yield from (job for job_id, job in tables[0].items() if job_id > after)
+            yield from (job for job_id, job in tables[0].items() if job_id > after and not job.session.ended)
             return
         yield from heapq.merge(
-            *([job for job_id, job in table.items() if job_id > after] for table in tables),
+            *(
+                [job for job_id, job in table.items() if job_id > after and not job.session.ended]
+                for table in tables
+            ),
             key=lambda job: job.id,
         )
 

@@ -98,6 +98,10 @@ def test_session_with_very_many_jobs_ends_at_once_and_its_jobs_over_turns(bench)
     assert bench.session.ended
     assert few.ended
     assert list(bench.engine.sessions_of(bench.principal)) == []
+    assert list(bench.engine.jobs_of(bench.principal)) == []
+    assert bench.engine.totals(bench.principal).jobs == 0
+    with pytest.raises(AemError):
+        bench.engine.find_job(bench.principal, jobs[-1].id)
     with pytest.raises(AemError):
         bench.resume()
     released = [bench.effects().count("Release")]
