@@ -6,14 +6,13 @@ counted hole, where the daemon or the kernel lost something.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from aem._json import enum_word, payload_dict
 from aem.v1 import event_pb2, process_pb2, session_pb2, socket_pb2, timer_pb2, user_pb2
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Event:
             "real_time_ns": self.real_time_ns,
             "mono_time_ns": self.mono_time_ns,
             "key": self.key.hex(),
-            "payload": None if self.payload is None else message_dict(self.payload),
+            "payload": None if self.payload is None else payload_dict(self.payload),
         }
 
     def to_json(self) -> str:
@@ -126,7 +125,7 @@ class TimerEvent(Event):
     @property
     def clock(self) -> str:
         """The clock: monotonic, boottime or realtime."""
-        return _word(timer_pb2.Clock.DESCRIPTOR, self.message.timer.clock)
+        return enum_word(timer_pb2.Clock.DESCRIPTOR, self.message.timer.clock)
 
     @property
     def scheduled_ns(self) -> int:
@@ -360,12 +359,12 @@ class Gap:
     @property
     def stage(self) -> str:
         """Where they were lost."""
-        return _word(session_pb2.Stage.DESCRIPTOR, self.message.stage)
+        return enum_word(session_pb2.Stage.DESCRIPTOR, self.message.stage)
 
     @property
     def cause(self) -> str:
         """Why."""
-        return _word(session_pb2.Cause.DESCRIPTOR, self.message.cause)
+        return enum_word(session_pb2.Cause.DESCRIPTOR, self.message.cause)
 
     @property
     def scope(self) -> str:
@@ -375,7 +374,7 @@ class Gap:
     @property
     def remedy(self) -> str:
         """What can be done: rescan, or empty if nothing."""
-        return _word(session_pb2.Remedy.DESCRIPTOR, self.message.remedy)
+        return enum_word(session_pb2.Remedy.DESCRIPTOR, self.message.remedy)
 
     def to_dict(self) -> dict[str, Any]:
         """The gap as JSON can hold it; the names are stable. Its type is "gap"."""
@@ -417,57 +416,6 @@ def make_event(
     """The event of the class that fits its payload."""
     kind = _CLASSES.get(message.WhichOneof("payload"), Event)
     return kind(message, job, first=first, seq=seq, epoch=epoch, attempts=attempts)
-
-
-def message_dict(message: Message) -> dict[str, Any]:
-    """A message as JSON can hold it, by the rules of Event.to_dict()."""
-    found: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.type == field.TYPE_BYTES and not field.is_repeated:
-            try:
-                found[field.name] = value.decode()
-            except UnicodeDecodeError:
-                found[field.name + "_base64"] = base64.b64encode(value).decode()
-        elif field.is_repeated:
-            found[field.name] = _repeated(field, value)
-        elif field.type == field.TYPE_MESSAGE:
-            found[field.name] = message_dict(value) if message.HasField(field.name) else None
-        elif field.type == field.TYPE_ENUM:
-            found[field.name] = _word(field.enum_type, value)
-        else:
-            found[field.name] = value
-    return found
-
-
-def _repeated(field: Any, value: Any) -> Any:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        inner = field.message_type.fields_by_name["value"]
-        return {str(name): _item(inner, item) for name, item in value.items()}
-    return [_item(field, item) for item in value]
-
-
-def _item(field: Any, item: Any) -> Any:
-    if field.type == field.TYPE_MESSAGE:
-        return message_dict(item)
-    if field.type == field.TYPE_ENUM:
-        return _word(field.enum_type, item)
-    if field.type == field.TYPE_BYTES:
-        try:
-            return item.decode()
-        except UnicodeDecodeError:
-            return {"base64": binascii.b2a_base64(item, newline=False).decode()}
-    return item
-
-
-def _word(kind: Any, number: int) -> str:
-    """CAUSE_SOURCE_FAILED of Cause as source-failed; UNSPECIFIED as nothing."""
-    value = kind.values_by_number.get(number)
-    if value is None:
-        return str(number)
-    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    word: str = value.name.removeprefix(prefix)
-    return "" if word == "UNSPECIFIED" else word.lower().replace("_", "-")
 
 
 def _unpack(message: event_pb2.Event) -> Message:

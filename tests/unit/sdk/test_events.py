@@ -9,7 +9,7 @@ from aem.events import make_event
 from aem.job import BaseJob
 from aem.options import Options
 from aem.v1 import event_pb2, process_pb2, session_pb2, socket_pb2, timer_pb2, user_pb2
-from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf import any_pb2, struct_pb2, timestamp_pb2, wrappers_pb2
 
 
 def job_of(module):
@@ -134,9 +134,29 @@ def test_event_without_payload():
     assert event.to_dict()["payload"] is None
 
 
+def packed_event(message):
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    # As it comes over the wire: made from bytes, by a process that has not seen the type.
+    return event_of("counter", type="counted", any=any_pb2.Any.FromString(packed.SerializeToString()))
+
+
+def test_struct_of_a_module_of_somebody_else_is_json():
+    given = {"name": "disk", "full": True, "sizes": [1.5, 2], "more": {"none": None}}
+    message = struct_pb2.Struct()
+    message.update(given)
+    assert packed_event(message).to_dict()["payload"] == given
+
+
+def test_well_known_type_that_is_no_json_object_is_a_value():
+    event = packed_event(timestamp_pb2.Timestamp(seconds=86_400))
+    assert event.to_dict()["payload"] == {"value": "1970-01-02T00:00:00Z"}
+    assert json.loads(event.to_json())["payload"] == {"value": "1970-01-02T00:00:00Z"}
+
+
 def test_repeated_fields_are_lists():
     run = session_pb2.Run(binding=1, counts=[1, 2], events=[b"text", b"\xff"])
-    from aem.events import message_dict
+    from aem._json import message_dict
 
     assert message_dict(run)["counts"] == [1, 2]
     assert message_dict(run)["events"] == ["text", {"base64": "/w=="}]
