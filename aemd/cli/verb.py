@@ -41,7 +41,7 @@ class Settings:
         """The daemon. What it refuses within becomes a Failure."""
         import aem
 
-        _tell_warnings()
+        _tell_notes()
         try:
             client = aem.Client(self.address, label=f"aemctl[{os.getpid()}]", reconnect=reconnect)
         except aem.AemError as error:
@@ -55,7 +55,7 @@ class Settings:
 
 
 class _Notes(logging.Handler):
-    """What the SDK warns of, as notes; a handler's failure is told by the verb that has the handler."""
+    """What the SDK tells, as notes; a handler's failure is told by the verb that has the handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tell one record."""
@@ -63,10 +63,11 @@ class _Notes(logging.Handler):
             note(record.getMessage())
 
 
-def _tell_warnings() -> None:
+def _tell_notes() -> None:
     log = logging.getLogger("aem")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
-        log.addHandler(_Notes(logging.WARNING))
+        log.addHandler(_Notes())
+        log.setLevel(logging.INFO)  # also when a lost connection is back
         log.propagate = False
 
 

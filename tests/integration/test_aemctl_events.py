@@ -116,6 +116,19 @@ def test_watch_in_a_pipe_to_head_is_quiet(start: Start) -> None:
     assert done.stderr == ""
 
 
+def test_watch_says_when_its_connection_is_lost_and_when_it_is_back(daemon: Any, start: Start) -> None:
+    watch = start("watch", "user", "channel=c", "--label", "faithful", "--count", "1")
+    until_armed(watch, "faithful")
+    daemon.kill()
+    assert watch.stderr is not None
+    assert watch.stderr.readline().startswith("aemctl: connection lost, coming back: ")
+    daemon.start()
+    assert watch.stderr.readline() == "aemctl: connection is back; the daemon knew nothing of us any more\n"
+    until_armed(watch, "faithful")
+    assert outcome(start("raise", "c", "hello"))[0] == 0
+    assert outcome(watch)[0] == 0
+
+
 def test_watch_process_tells_status_signal_and_core(start: Start) -> None:
     child = subprocess.Popen(["sleep", "1000"])
     watch = start("watch", "process", f"pid={child.pid}", "-o", "json", "--label", "victim")

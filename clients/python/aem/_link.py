@@ -67,6 +67,8 @@ class Link:
             attempts += 1
             if self._ending.is_set() or not again or not self._worth(error, attempts):
                 break
+            if self.opened.done():
+                self.session.coming_back(error)
             if welcomed:
                 wait = WAIT_FIRST
             if self._ending.wait(wait):

@@ -69,6 +69,7 @@ class Session(Commands):
         self.id = 0
         self.draining = False
         self.leaving = False  # the program ends the session
+        self._away = False  # the connection is lost, and the face tries again
         self.registrations: dict[Registration, None] = {}
         self._changed = changed
         self._token = b""
@@ -119,6 +120,12 @@ class Session(Commands):
             self._drop_stream()
             return error.code not in FINAL
 
+    def coming_back(self, error: AemError) -> None:
+        """The face will open another stream: the log tells it once, and again when it is open."""
+        if not self._away and not self.leaving:
+            self._away = True
+            log.warning("connection lost, coming back: %s", error.message)
+
     def fail(self, error: AemError) -> None:
         """The session is over: nobody will try again."""
         with self._lock:
@@ -135,6 +142,9 @@ class Session(Commands):
         self._token = welcome.resume_token
         if welcome.limits.message_bytes:
             self.limits.CopyFrom(welcome.limits)
+        if self._away:
+            self._away = False
+            log.info("connection is back%s", "" if known else "; the daemon knew nothing of us any more")
         if known:
             self._resume(set(welcome.bindings))
         else:

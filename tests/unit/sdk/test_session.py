@@ -378,6 +378,31 @@ def test_requests_in_flight_are_repeated_or_failed_clearly():
     assert bench.registration.job.state == "REGISTERED"
 
 
+def test_lost_connection_is_logged_once_and_when_it_is_back(caplog):
+    caplog.set_level(logging.INFO, "aem")
+    bench = Bench()
+    for _ in range(3):
+        bench.session.lost(LOST)
+        bench.session.coming_back(LOST)
+    bench.welcome(resumed=True, bindings=[])
+    bench.session.lost(LOST)
+    bench.session.coming_back(LOST)
+    bench.welcome()
+    assert [record.getMessage() for record in caplog.records] == [
+        "connection lost, coming back: gone",
+        "connection is back",
+        "connection lost, coming back: gone",
+        "connection is back; the daemon knew nothing of us any more",
+    ]
+
+
+def test_program_that_leaves_does_not_come_back(caplog):
+    bench = Bench()
+    bench.session.leaving = True
+    bench.session.coming_back(LOST)
+    assert not caplog.records
+
+
 def test_requests_about_a_job_fail_when_the_daemon_was_restarted():
     bench = Bench()
     bench.register()
