@@ -61,7 +61,8 @@ class Conductor:
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
         self._shared: dict[tuple[Traits, bytes], tuple[bytes, Mapping[str, object]]] = {}
-        self._refused: dict[int, AemError] = {}  # by job id: what a module refused while settling
+        self._asking: Job | None = None  # the job of the request that is being settled
+        self._refusal: AemError | None = None  # what its module said to that
         self._syncs: dict[Session, dict[tuple[int, int], None]] = {}  # (job, request) pairs not yet answered
 
     def now(self) -> Now:
@@ -163,11 +164,10 @@ class Conductor:
         finally:
             self.settle()
 
-    def settle_reply(self) -> None:
+    def settle_reply(self, job: Job) -> None:
         """Carry out the reply that a Complete brought; AemError if the module refuses it."""
-        self._refused.clear()
-        self.settle()
-        for refusal in self._refused.values():
+        refusal = self._settle_for(job)
+        if refusal is not None:
             raise refusal
 
     def raise_events(
@@ -265,9 +265,10 @@ class Conductor:
 
     def _settle_for(self, job: Job) -> AemError | None:
         """Settle; what the module of `job` refused meanwhile."""
-        self._refused.pop(job.id, None)
+        self._asking, self._refusal = job, None
         self.settle()
-        return self._refused.pop(job.id, None)
+        refusal, self._asking, self._refusal = self._refusal, None, None
+        return refusal
 
     def _apply(self, effect: effects.Effect) -> None:
         match effect:
@@ -291,7 +292,7 @@ class Conductor:
         try:
             getattr(_module(job), name)(job)
         except Exception as error:
-            self._refused[job.id] = self._explained(error, name, job)
+            self._note_refusal(job, self._explained(error, name, job))
             if name == "start":
                 self.engine.start_failed(job)
 
@@ -300,7 +301,12 @@ class Conductor:
             _check_operation(job, name)
             _module(job).operate(job, key, name, data)
         except Exception as error:
-            self._refused[job.id] = self._explained(error, "operate", job)
+            self._note_refusal(job, self._explained(error, "operate", job))
+
+    def _note_refusal(self, job: Job, error: AemError) -> None:
+        """Of the job that a request is about somebody is told; of others nobody has asked anything."""
+        if job is self._asking:
+            self._refusal = error
 
     def _close(self, job: Job) -> None:
         try:
@@ -308,7 +314,6 @@ class Conductor:
         except Exception:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
         self.descriptors.release(job.id)
-        self._refused.pop(job.id, None)
         session = job.session
         if session.ended:  # with all its jobs: nobody is to be told, and each would look through them all
             self.forget_syncs(session)

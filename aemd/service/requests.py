@@ -100,6 +100,7 @@ class Requests:
     def _complete(self, session: Session, body: session_pb2.Complete) -> None:
         failed = body.HasField("status") and body.status.code != 0
         reply = (body.reply.name, body.reply.data) if body.HasField("reply") else None
+        binding = session.bindings.get(body.binding)
         self._engine.complete(
             session,
             body.binding,
@@ -109,8 +110,8 @@ class Requests:
             reply=reply,
             now=self._conductor.now(),
         )
-        if reply is not None:
-            self._conductor.settle_reply()
+        if reply is not None and binding is not None:
+            self._conductor.settle_reply(binding.job)
 
     def _nack(self, session: Session, body: session_pb2.Nack) -> None:
         self._engine.nack(

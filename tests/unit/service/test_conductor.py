@@ -64,6 +64,26 @@ def test_job_that_ends_while_it_starts_is_announced_before_its_end(bench):
     assert (state.job_state.job, state.job_state.reason) == (registered.registered.job, "there is nothing")
 
 
+@pytest.mark.parametrize("one_shot", [False, True])
+def test_refused_reply_is_told_also_where_the_job_ends_with_it(bench, prop, one_shot):
+    wire = bench.session()
+    registered = wire.register("prop", options=job_pb2.Options(one_shot=one_shot))
+    fire(bench, prop, registered.job)
+    prop.failing["operate"] = AemError(Code.NOT_FOUND, "NOT_FOUND", "the connection has closed")
+    status = complete(wire, registered)
+    assert (status.code, status.message) == (Code.NOT_FOUND, "the connection has closed")
+
+
+def test_reply_is_not_refused_for_what_another_job_met(bench, prop):
+    wire = bench.session()
+    registered, other = wire.register("prop"), wire.register("prop")
+    fire(bench, prop, registered.job)
+    job = next(job for job in bench.daemon.engine.jobs_of_module("prop") if job.id == other.job)
+    prop.failing["stop"] = AemError(Code.INTERNAL, "BROKEN", "the other one")
+    bench.daemon.engine.stop(job, bench.daemon.engine.now)  # its effect is carried out with the reply
+    assert complete(wire, registered).code == Code.OK
+
+
 def test_refusal_in_start_closes_what_was_opened(bench, prop):
     wire = bench.session()
     prop.failing["start"] = AemError(Code.ALREADY_EXISTS, "TAKEN", "taken")
