@@ -80,6 +80,17 @@ aemd() {  # aemd FILE...: .venv with the packages of the files and, editable, ou
     fi
 }
 
+grpcurl() {  # grpcurl VERSION: into .venv/bin, where there is a Go toolchain
+    local stamp=.venv/.stamp-grpcurl
+    command -v go >/dev/null || return 0
+    [ "$(cat $stamp 2>/dev/null)" = "$1" ] && return 0
+    if GOBIN=$PWD/.venv/bin go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$1" 2>/dev/null; then
+        echo "$1" >$stamp
+    else
+        say "grpcurl cannot be built; the test that runs it is skipped"
+    fi
+}
+
 case ${1:-} in
 run)
     [ -e .venv/.stamp-dev ] && aemd dev || aemd run
@@ -87,11 +98,7 @@ run)
 dev)
     apt chromium curl fish man-db procps systemd tzdata util-linux wrk zsh
     aemd dev
-    # 1.9.2 and 1.9.3 do not take -unix
-    if command -v go >/dev/null && [ ! -x .venv/bin/grpcurl ]; then
-        GOBIN=$PWD/.venv/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4 2>/dev/null ||
-            say "grpcurl cannot be built; the test that runs it is skipped"
-    fi
+    grpcurl v1.9.4  # 1.9.2 and 1.9.3 do not take -unix
     ;;
 bench)
     apt curl procps redis-server dbus wrk
