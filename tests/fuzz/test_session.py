@@ -167,7 +167,6 @@ class World:
         assert daemon.sessions._held == set()
         assert daemon.sessions._holds.keys() == daemon.sessions._streams.keys()
         assert daemon.conductor._syncs == {}
-        assert daemon.conductor._refused == {}
         assert engine.next_deadline_ns() is None
 
     def close(self):
