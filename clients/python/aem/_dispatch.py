@@ -67,6 +67,33 @@ class Dispatcher:
             lane.append(entry)
         return None
 
+    def take_plain(self, most: int) -> list[Entry]:
+        """The next entries, if they are events of one binding that are handled inline and not answered one by
+        one; [] if the next entry is anything else. done() or put_back() must follow for each.
+        """
+        fifo = self._fifo
+        if self._ready or not fifo:
+            return []
+        binding = fifo[0].binding
+        registration = binding.registration
+        if registration.parallel or registration.given_up or binding.acknowledgement == EXPLICIT:
+            return []
+        entries: list[Entry] = []
+        while fifo and len(entries) < most and fifo[0].binding is binding and fifo[0].gap is None:
+            entry = fifo.popleft()
+            entry.begin()
+            entries.append(entry)
+        self._inline.update(entries)
+        return entries
+
+    def put_back(self, entries: list[Entry]) -> None:
+        """Entries that were taken, and whose handlers did not begin."""
+        self._inline.difference_update(entries)
+        for entry in reversed(entries):
+            entry.begun = False
+            entry.binding.running -= 1
+            self._fifo.appendleft(entry)
+
     def _start(self, entry: Entry) -> Entry:
         self._running.add(entry)
         return entry

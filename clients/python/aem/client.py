@@ -18,11 +18,11 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Self, cast, overload
 
 from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient
-from aem._binding import Entry, Outcome
+from aem._binding import SUCCESS, Entry, Outcome
 from aem._calls import Calls
 from aem._commands import payload_chunks
 from aem._dispatch import Dispatcher
-from aem._handling import failed, spend_room
+from aem._handling import event_of, failed, spend_room
 from aem._link import Link
 from aem._protocol import Session
 from aem._registration import Registration
@@ -32,6 +32,9 @@ from aem.job import Job
 from aem.stream import EventStream
 
 __all__ = ["Client"]
+
+
+PLAIN_EVENTS = 64  # handled before anything else is looked at
 
 
 class Client(BaseClient, Calls):
@@ -182,6 +185,8 @@ class Client(BaseClient, Calls):
             if condition is not None and condition():
                 break
             self._go_on()
+            if until is None and self._handle_plain():
+                continue
             entry = self._take()
             if entry is not None:
                 self._handle(entry)
@@ -239,12 +244,42 @@ class Client(BaseClient, Calls):
         self._stopping = True
         self._wake.put(None)
 
+    def _handle_plain(self) -> bool:
+        """Handle the events that wait first, if they are the plain case: one handler, run here, acknowledged
+        together. Does what _handle() would do for each, with the lock taken once. False if they are not.
+        """
+        with self._lock:
+            entries = self._dispatcher.take_plain(PLAIN_EVENTS)
+        if not entries:
+            return False
+        registration = entries[0].binding.registration
+        handler = registration.handler
+        assert handler is not None
+        rest = iter(entries)
+        try:
+            for entry in rest:
+                try:
+                    result = handler(event_of(entry))
+                    outcome = SUCCESS if result is None else self._outcome(entry, _plain(result))
+                except Exception as error:
+                    outcome = failed(registration, error)
+                self._finish(entry, outcome)
+                if self._stopping or registration.given_up:
+                    break
+        finally:
+            left = list(rest)
+            if left:
+                with self._lock:
+                    self._dispatcher.put_back(left)
+        return True
+
     def _handle(self, entry: Entry) -> None:
         outcome, awaitable = self._call_handler(entry)
-        if awaitable is not None and inspect.iscoroutine(awaitable):
-            awaitable.close()
-            error = TypeError("a handler of Client is a plain function; AsyncClient takes coroutines")
-            outcome = failed(entry.binding.registration, error)
+        if awaitable is not None:
+            try:
+                _plain(awaitable)
+            except TypeError as error:
+                outcome = failed(entry.binding.registration, error)
         if outcome is not None:
             self._finish(entry, outcome)
 
@@ -306,3 +341,11 @@ class Client(BaseClient, Calls):
         for waiter in [ask(channel, chunk, uid) for chunk in payload_chunks(payloads or (b"",))]:
             if waiter is not None:
                 self._ask(waiter)
+
+
+def _plain(result: Any) -> Any:
+    """What a handler returned, if it is no coroutine."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError("a handler of Client is a plain function; AsyncClient takes coroutines")
+    return result
