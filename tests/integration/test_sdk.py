@@ -205,6 +205,23 @@ def test_retry_delivers_again_and_park_puts_aside(client):
     assert job.stats().last_error == "cannot be read"
 
 
+class Awaitable:
+    def __await__(self):
+        yield
+
+
+async def coroutine(event):
+    pass
+
+
+@pytest.mark.parametrize("handler", [coroutine, lambda event: Awaitable()], ids=["coroutine", "awaitable"])
+def test_handler_that_is_to_be_awaited_fails_its_event(client, handler):
+    job = client.register("user", handler, channel="wait")
+    client.raise_event("wait", b"x")
+    client.run(lambda: job.stats().failed == 1)
+    assert "plain function" in job.stats().last_error
+
+
 def test_job_life_start_stop_priority_shutdown(client):
     job = client.register("timer", lambda event: None, every="1h", start=False, label="mine")
     assert (job.state, job.label, job.module) == ("REGISTERED", "mine", "timer")

@@ -344,8 +344,9 @@ class Client(BaseClient, Calls):
 
 
 def _plain(result: Any) -> Any:
-    """What a handler returned, if it is no coroutine."""
-    if inspect.iscoroutine(result):
-        result.close()
+    """What a handler returned, if there is nothing to be awaited."""
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
         raise TypeError("a handler of Client is a plain function; AsyncClient takes coroutines")
     return result
