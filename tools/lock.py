@@ -22,7 +22,16 @@ FLAGS = [
 def lock(name: str, *inputs: Path | str) -> None:
     """Resolve `inputs` into requirements/NAME.txt."""
     subprocess.run(
-        ["uv", "pip", "compile", *FLAGS, *map(str, inputs), "-o", REQUIREMENTS / f"{name}.txt"], check=True
+        [
+            Path(sys.executable).with_name("uv"),
+            "pip",
+            "compile",
+            *FLAGS,
+            *map(str, inputs),
+            "-o",
+            REQUIREMENTS / f"{name}.txt",
+        ],
+        check=True,
     )
 
 

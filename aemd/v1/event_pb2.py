@@ -29,7 +29,7 @@ from aemd.v1 import user_pb2 as aem_dot_v1_dot_user__pb2
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61\x65m/v1/event.proto\x12\x06\x61\x65m.v1\x1a\x14\x61\x65m/v1/process.proto\x1a\x13\x61\x65m/v1/socket.proto\x1a\x12\x61\x65m/v1/timer.proto\x1a\x11\x61\x65m/v1/user.proto\x1a\x19google/protobuf/any.proto\"\x96\x02\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x14\n\x0creal_time_ns\x18\x02 \x01(\x03\x12\x14\n\x0cmono_time_ns\x18\x03 \x01(\x03\x12\x0b\n\x03key\x18\x04 \x01(\x0c\x12#\n\x03\x61ny\x18\x0f \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12#\n\x05timer\x18\x10 \x01(\x0b\x32\x12.aem.v1.TimerEventH\x00\x12%\n\x06socket\x18\x11 \x01(\x0b\x32\x13.aem.v1.SocketEventH\x00\x12\'\n\x07process\x18\x12 \x01(\x0b\x32\x14.aem.v1.ProcessEventH\x00\x12!\n\x04user\x18\x13 \x01(\x0b\x32\x11.aem.v1.UserEventH\x00\x42\t\n\x07payloadb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61\x65m/v1/event.proto\x12\x06\x61\x65m.v1\x1a\x14\x61\x65m/v1/process.proto\x1a\x13\x61\x65m/v1/socket.proto\x1a\x12\x61\x65m/v1/timer.proto\x1a\x11\x61\x65m/v1/user.proto\x1a\x19google/protobuf/any.proto\"\xa8\x02\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x14\n\x0creal_time_ns\x18\x02 \x01(\x03\x12\x14\n\x0cmono_time_ns\x18\x03 \x01(\x03\x12\x0b\n\x03key\x18\x04 \x01(\x0c\x12\x10\n\x08redacted\x18\x05 \x03(\t\x12#\n\x03\x61ny\x18\x0f \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12#\n\x05timer\x18\x10 \x01(\x0b\x32\x12.aem.v1.TimerEventH\x00\x12%\n\x06socket\x18\x11 \x01(\x0b\x32\x13.aem.v1.SocketEventH\x00\x12\'\n\x07process\x18\x12 \x01(\x0b\x32\x14.aem.v1.ProcessEventH\x00\x12!\n\x04user\x18\x13 \x01(\x0b\x32\x11.aem.v1.UserEventH\x00\x42\t\n\x07payloadb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,5 +37,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aemd.v1.event_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT']._serialized_start=140
-  _globals['_EVENT']._serialized_end=418
+  _globals['_EVENT']._serialized_end=436
 # @@protoc_insertion_point(module_scope)

@@ -11,9 +11,11 @@ from aemd.v1 import process_pb2 as _process_pb2
 from aemd.v1 import socket_pb2 as _socket_pb2
 from aemd.v1 import timer_pb2 as _timer_pb2
 from aemd.v1 import user_pb2 as _user_pb2
+from collections import abc as _abc
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -35,6 +37,7 @@ class Event(_message.Message):
     REAL_TIME_NS_FIELD_NUMBER: _builtins.int
     MONO_TIME_NS_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    REDACTED_FIELD_NUMBER: _builtins.int
     ANY_FIELD_NUMBER: _builtins.int
     TIMER_FIELD_NUMBER: _builtins.int
     SOCKET_FIELD_NUMBER: _builtins.int
@@ -52,6 +55,10 @@ class Event(_message.Message):
     """What orders the event within its job (for sockets the connection); empty where the module has no keys.
     Events of one key are handled one at a time, those of different keys may overlap.
     """
+    @_builtins.property
+    def redacted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the data that policy took out, as dotted names of the payload's message."""
+
     @_builtins.property
     def any(self) -> _any_pb2.Any:
         """The data of a module that has no field of its own here."""
@@ -79,6 +86,7 @@ class Event(_message.Message):
         real_time_ns: _builtins.int = ...,
         mono_time_ns: _builtins.int = ...,
         key: _builtins.bytes = ...,
+        redacted: _abc.Iterable[_builtins.str] | None = ...,
         any: _any_pb2.Any | None = ...,
         timer: _timer_pb2.TimerEvent | None = ...,
         socket: _socket_pb2.SocketEvent | None = ...,
@@ -87,7 +95,7 @@ class Event(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["any", b"any", "payload", b"payload", "process", b"process", "socket", b"socket", "timer", b"timer", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any", b"any", "key", b"key", "mono_time_ns", b"mono_time_ns", "payload", b"payload", "process", b"process", "real_time_ns", b"real_time_ns", "socket", b"socket", "timer", b"timer", "type", b"type", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any", b"any", "key", b"key", "mono_time_ns", b"mono_time_ns", "payload", b"payload", "process", b"process", "real_time_ns", b"real_time_ns", "redacted", b"redacted", "socket", b"socket", "timer", b"timer", "type", b"type", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["any", "timer", "socket", "process", "user"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015

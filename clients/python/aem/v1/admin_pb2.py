@@ -26,27 +26,51 @@ from aem.v1 import job_pb2 as aem_dot_v1_dot_job__pb2
 from aem.v1 import session_pb2 as aem_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61\x65m/v1/admin.proto\x12\x06\x61\x65m.v1\x1a\x10\x61\x65m/v1/job.proto\x1a\x14\x61\x65m/v1/session.proto\"\xfc\x01\n\x0bSessionInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12$\n\tprincipal\x18\x03 \x01(\x0b\x32\x11.aem.v1.Principal\x12\r\n\x05label\x18\x04 \x01(\t\x12\x0b\n\x03sdk\x18\x05 \x01(\t\x12\x11\n\tconnected\x18\x06 \x01(\x08\x12\x16\n\x0e\x63reate_time_ns\x18\x07 \x01(\x03\x12\x0c\n\x04jobs\x18\x08 \x01(\x04\x12\x11\n\tdelivered\x18\t \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\n \x01(\x04\x12\x1e\n\x06\x63redit\x18\x0b \x01(\x0b\x32\x0e.aem.v1.Credit\x12\x0f\n\x07resumes\x18\x0c \x01(\x04\"\xa4\x03\n\x0c\x44\x61\x65monStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x15\n\rstart_time_ns\x18\x04 \x01(\x03\x12\x0e\n\x06socket\x18\x05 \x01(\t\x12\x15\n\ruser_instance\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12!\n\x06\x63\x61ller\x18\x08 \x01(\x0b\x32\x11.aem.v1.Principal\x12\x0c\n\x04jobs\x18\t \x01(\x04\x12\x10\n\x08sessions\x18\n \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x0b \x01(\x04\x12\r\n\x05\x66ires\x18\x0c \x01(\x04\x12\x0c\n\x04lost\x18\r \x01(\x04\x12\x18\n\x10\x64\x65scriptors_open\x18\x0e \x01(\x04\x12\x17\n\x0f\x64\x65scriptors_max\x18\x0f \x01(\x04\x12\x0e\n\x06\x66ronts\x18\x10 \x01(\x04\x12\x17\n\x0f\x66ronts_replaced\x18\x11 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x12 \x01(\x04\x12\x0f\n\x07modules\x18\x13 \x03(\t\x12\x0e\n\x06kernel\x18\x14 \x01(\t\x12\x0f\n\x07wakeups\x18\x15 \x01(\x04\"\x12\n\x10GetStatusRequest\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.aem.v1.SessionInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11\x45ndSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12\x45ndSessionResponse\x12\x0c\n\x04jobs\x18\x01 \x01(\x04\x32\xdb\x01\n\x0c\x41\x64minService\x12;\n\tGetStatus\x12\x18.aem.v1.GetStatusRequest\x1a\x14.aem.v1.DaemonStatus\x12I\n\x0cListSessions\x12\x1b.aem.v1.ListSessionsRequest\x1a\x1c.aem.v1.ListSessionsResponse\x12\x43\n\nEndSession\x12\x19.aem.v1.EndSessionRequest\x1a\x1a.aem.v1.EndSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61\x65m/v1/admin.proto\x12\x06\x61\x65m.v1\x1a\x10\x61\x65m/v1/job.proto\x1a\x14\x61\x65m/v1/session.proto\"\xfc\x01\n\x0bSessionInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12$\n\tprincipal\x18\x03 \x01(\x0b\x32\x11.aem.v1.Principal\x12\r\n\x05label\x18\x04 \x01(\t\x12\x0b\n\x03sdk\x18\x05 \x01(\t\x12\x11\n\tconnected\x18\x06 \x01(\x08\x12\x16\n\x0e\x63reate_time_ns\x18\x07 \x01(\x03\x12\x0c\n\x04jobs\x18\x08 \x01(\x04\x12\x11\n\tdelivered\x18\t \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\n \x01(\x04\x12\x1e\n\x06\x63redit\x18\x0b \x01(\x0b\x32\x0e.aem.v1.Credit\x12\x0f\n\x07resumes\x18\x0c \x01(\x04\"\xd2\x03\n\x0c\x44\x61\x65monStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x15\n\rstart_time_ns\x18\x04 \x01(\x03\x12\x0e\n\x06socket\x18\x05 \x01(\t\x12\x15\n\ruser_instance\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12!\n\x06\x63\x61ller\x18\x08 \x01(\x0b\x32\x11.aem.v1.Principal\x12\x0c\n\x04jobs\x18\t \x01(\x04\x12\x10\n\x08sessions\x18\n \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x0b \x01(\x04\x12\r\n\x05\x66ires\x18\x0c \x01(\x04\x12\x0c\n\x04lost\x18\r \x01(\x04\x12\x18\n\x10\x64\x65scriptors_open\x18\x0e \x01(\x04\x12\x17\n\x0f\x64\x65scriptors_max\x18\x0f \x01(\x04\x12\x0e\n\x06\x66ronts\x18\x10 \x01(\x04\x12\x17\n\x0f\x66ronts_replaced\x18\x11 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x12 \x01(\x04\x12\x0f\n\x07modules\x18\x13 \x03(\t\x12\x0e\n\x06kernel\x18\x14 \x01(\t\x12\x0f\n\x07wakeups\x18\x15 \x01(\x04\x12,\n\rconfiguration\x18\x16 \x01(\x0b\x32\x15.aem.v1.Configuration\"i\n\rConfiguration\x12\r\n\x05\x66iles\x18\x01 \x03(\t\x12\x14\n\x0cload_time_ns\x18\x02 \x01(\x03\x12\r\n\x05rules\x18\x03 \x01(\x04\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x15\n\rerror_time_ns\x18\x05 \x01(\x03\"]\n\x0bResourceUse\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12\x0e\n\x06origin\x18\x05 \x01(\t\"I\n\tUserQuota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12!\n\x04uses\x18\x03 \x03(\x0b\x32\x13.aem.v1.ResourceUse\"I\n\x08RuleStep\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07\x61pplies\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x12\n\x10GetStatusRequest\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.aem.v1.SessionInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11\x45ndSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12\x45ndSessionResponse\x12\x0c\n\x04jobs\x18\x01 \x01(\x04\":\n\x11ListQuotasRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x12ListQuotasResponse\x12 \n\x05users\x18\x01 \x03(\x0b\x32\x11.aem.v1.UserQuota\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf0\x01\n\x14\x45xplainPolicyRequest\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x38\n\x06params\x18\x02 \x03(\x0b\x32(.aem.v1.ExplainPolicyRequest.ParamsEntry\x12\x10\n\x03uid\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x03gid\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06\x63group\x18\x06 \x01(\t\x1a<\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1c\n\x05value\x18\x02 \x01(\x0b\x32\r.aem.v1.Value:\x02\x38\x01\x42\x06\n\x04_uidB\x06\n\x04_gid\"\x9b\x01\n\x15\x45xplainPolicyResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1f\n\x05steps\x18\x05 \x03(\x0b\x32\x10.aem.v1.RuleStep\x12\x0e\n\x06grants\x18\x06 \x03(\t\x12\x12\n\nredactions\x18\x07 \x03(\t\"\x1c\n\x1aReloadConfigurationRequest\"_\n\x1bReloadConfigurationResponse\x12,\n\rconfiguration\x18\x01 \x01(\x0b\x32\x15.aem.v1.Configuration\x12\x12\n\njobs_ended\x18\x02 \x01(\x04\x32\xce\x03\n\x0c\x41\x64minService\x12;\n\tGetStatus\x12\x18.aem.v1.GetStatusRequest\x1a\x14.aem.v1.DaemonStatus\x12I\n\x0cListSessions\x12\x1b.aem.v1.ListSessionsRequest\x1a\x1c.aem.v1.ListSessionsResponse\x12\x43\n\nEndSession\x12\x19.aem.v1.EndSessionRequest\x1a\x1a.aem.v1.EndSessionResponse\x12\x43\n\nListQuotas\x12\x19.aem.v1.ListQuotasRequest\x1a\x1a.aem.v1.ListQuotasResponse\x12L\n\rExplainPolicy\x12\x1c.aem.v1.ExplainPolicyRequest\x1a\x1d.aem.v1.ExplainPolicyResponse\x12^\n\x13ReloadConfiguration\x12\".aem.v1.ReloadConfigurationRequest\x1a#.aem.v1.ReloadConfigurationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aem.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EXPLAINPOLICYREQUEST_PARAMSENTRY']._loaded_options = None
+  _globals['_EXPLAINPOLICYREQUEST_PARAMSENTRY']._serialized_options = b'8\001'
   _globals['_SESSIONINFO']._serialized_start=71
   _globals['_SESSIONINFO']._serialized_end=323
   _globals['_DAEMONSTATUS']._serialized_start=326
-  _globals['_DAEMONSTATUS']._serialized_end=746
-  _globals['_GETSTATUSREQUEST']._serialized_start=748
-  _globals['_GETSTATUSREQUEST']._serialized_end=766
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=768
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=828
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=830
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=916
-  _globals['_ENDSESSIONREQUEST']._serialized_start=918
-  _globals['_ENDSESSIONREQUEST']._serialized_end=951
-  _globals['_ENDSESSIONRESPONSE']._serialized_start=953
-  _globals['_ENDSESSIONRESPONSE']._serialized_end=987
-  _globals['_ADMINSERVICE']._serialized_start=990
-  _globals['_ADMINSERVICE']._serialized_end=1209
+  _globals['_DAEMONSTATUS']._serialized_end=792
+  _globals['_CONFIGURATION']._serialized_start=794
+  _globals['_CONFIGURATION']._serialized_end=899
+  _globals['_RESOURCEUSE']._serialized_start=901
+  _globals['_RESOURCEUSE']._serialized_end=994
+  _globals['_USERQUOTA']._serialized_start=996
+  _globals['_USERQUOTA']._serialized_end=1069
+  _globals['_RULESTEP']._serialized_start=1071
+  _globals['_RULESTEP']._serialized_end=1144
+  _globals['_GETSTATUSREQUEST']._serialized_start=1146
+  _globals['_GETSTATUSREQUEST']._serialized_end=1164
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1166
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1226
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1228
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1314
+  _globals['_ENDSESSIONREQUEST']._serialized_start=1316
+  _globals['_ENDSESSIONREQUEST']._serialized_end=1349
+  _globals['_ENDSESSIONRESPONSE']._serialized_start=1351
+  _globals['_ENDSESSIONRESPONSE']._serialized_end=1385
+  _globals['_LISTQUOTASREQUEST']._serialized_start=1387
+  _globals['_LISTQUOTASREQUEST']._serialized_end=1445
+  _globals['_LISTQUOTASRESPONSE']._serialized_start=1447
+  _globals['_LISTQUOTASRESPONSE']._serialized_end=1526
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_start=1529
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_end=1769
+  _globals['_EXPLAINPOLICYREQUEST_PARAMSENTRY']._serialized_start=1693
+  _globals['_EXPLAINPOLICYREQUEST_PARAMSENTRY']._serialized_end=1753
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_start=1772
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_end=1927
+  _globals['_RELOADCONFIGURATIONREQUEST']._serialized_start=1929
+  _globals['_RELOADCONFIGURATIONREQUEST']._serialized_end=1957
+  _globals['_RELOADCONFIGURATIONRESPONSE']._serialized_start=1959
+  _globals['_RELOADCONFIGURATIONRESPONSE']._serialized_end=2054
+  _globals['_ADMINSERVICE']._serialized_start=2057
+  _globals['_ADMINSERVICE']._serialized_end=2519
 # @@protoc_insertion_point(module_scope)

@@ -117,6 +117,7 @@ class DaemonStatus(_message.Message):
     MODULES_FIELD_NUMBER: _builtins.int
     KERNEL_FIELD_NUMBER: _builtins.int
     WAKEUPS_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     pid: _builtins.int
@@ -163,6 +164,10 @@ class DaemonStatus(_message.Message):
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Loaded modules."""
 
+    @_builtins.property
+    def configuration(self) -> Global___Configuration:
+        """What it is configured with. Administrator only."""
+
     def __init__(
         self,
         *,
@@ -187,14 +192,159 @@ class DaemonStatus(_message.Message):
         modules: _abc.Iterable[_builtins.str] | None = ...,
         kernel: _builtins.str = ...,
         wakeups: _builtins.int = ...,
+        configuration: Global___Configuration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "connections", b"connections", "descriptors_max", b"descriptors_max", "descriptors_open", b"descriptors_open", "draining", b"draining", "fires", b"fires", "fronts", b"fronts", "fronts_replaced", b"fronts_replaced", "jobs", b"jobs", "kernel", b"kernel", "lost", b"lost", "modules", b"modules", "pid", b"pid", "resident_bytes", b"resident_bytes", "sessions", b"sessions", "socket", b"socket", "start_time_ns", b"start_time_ns", "uid", b"uid", "user_instance", b"user_instance", "version", b"version", "wakeups", b"wakeups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "configuration", b"configuration", "connections", b"connections", "descriptors_max", b"descriptors_max", "descriptors_open", b"descriptors_open", "draining", b"draining", "fires", b"fires", "fronts", b"fronts", "fronts_replaced", b"fronts_replaced", "jobs", b"jobs", "kernel", b"kernel", "lost", b"lost", "modules", b"modules", "pid", b"pid", "resident_bytes", b"resident_bytes", "sessions", b"sessions", "socket", b"socket", "start_time_ns", b"start_time_ns", "uid", b"uid", "user_instance", b"user_instance", "version", b"version", "wakeups", b"wakeups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DaemonStatus: _TypeAlias = DaemonStatus  # noqa: Y015
+
+@_typing.final
+class Configuration(_message.Message):
+    """The configuration in force, and what became of the last attempt to change it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    LOAD_TIME_NS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ERROR_TIME_NS_FIELD_NUMBER: _builtins.int
+    load_time_ns: _builtins.int
+    """When it was read, CLOCK_REALTIME nanoseconds."""
+    rules: _builtins.int
+    """Rules in force, without the built-in ones."""
+    error: _builtins.str
+    """Why the last reload was refused, FILE:LINE: KEY: what is wrong; empty if what the files said is in force."""
+    error_time_ns: _builtins.int
+    """When that was, CLOCK_REALTIME nanoseconds."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The files that it was read from, in the order in which they count."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+        load_time_ns: _builtins.int = ...,
+        rules: _builtins.int = ...,
+        error: _builtins.str = ...,
+        error_time_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "error_time_ns", b"error_time_ns", "files", b"files", "load_time_ns", b"load_time_ns", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
+
+@_typing.final
+class ResourceUse(_message.Message):
+    """What one user has of one resource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    """The resource, as the key in [[quota]] of the policy names it: jobs, queue_bytes, events_per_second."""
+    used: _builtins.int
+    """What is in use now; for a rate, of the last second."""
+    limit: _builtins.int
+    """What there may be."""
+    refused: _builtins.int
+    """How often more was refused."""
+    origin: _builtins.str
+    """Where the limit comes from: a quota's name, or "default"."""
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        used: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        origin: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "origin", b"origin", "refused", b"refused", "resource", b"resource", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceUse: _TypeAlias = ResourceUse  # noqa: Y015
+
+@_typing.final
+class UserQuota(_message.Message):
+    """What one user has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The resource name, users/{uid}."""
+    uid: _builtins.int
+    """The user."""
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceUse]:
+        """Every resource."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uid: _builtins.int = ...,
+        uses: _abc.Iterable[Global___ResourceUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "uid", b"uid", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserQuota: _TypeAlias = UserQuota  # noqa: Y015
+
+@_typing.final
+class RuleStep(_message.Message):
+    """One rule that was looked at, and whether it applied."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    APPLIES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """The rule's name."""
+    origin: _builtins.str
+    """Where it stands, FILE:LINE; empty for a built-in one."""
+    applies: _builtins.bool
+    """It applies; the first one that does decides."""
+    reason: _builtins.str
+    """Why, or why not."""
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        applies: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applies", b"applies", "origin", b"origin", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleStep: _TypeAlias = RuleStep  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
@@ -310,3 +460,228 @@ class EndSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndSessionResponse: _TypeAlias = EndSessionResponse  # noqa: Y015
+
+@_typing.final
+class ListQuotasRequest(_message.Message):
+    """Asks for a page of users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most; 0: 100; at most 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuotasRequest: _TypeAlias = ListQuotasRequest  # noqa: Y015
+
+@_typing.final
+class ListQuotasResponse(_message.Message):
+    """A page of users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: there are no more."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserQuota]:
+        """The users that have anything, by uid."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___UserQuota] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuotasResponse: _TypeAlias = ListQuotasResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPolicyRequest(_message.Message):
+    """Asks what policy says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParamsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _job_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _job_pb2.Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODULE_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    CGROUP_FIELD_NUMBER: _builtins.int
+    module: _builtins.str
+    """Required. The event module."""
+    uid: _builtins.int
+    """For whom; absent: for the caller, as it is. Another's is for the administrator."""
+    gid: _builtins.int
+    """With uid: its group; absent: that of the user's entry in passwd(5), with the supplementary groups of
+    group(5).
+    """
+    unit: _builtins.str
+    """With uid: the systemd unit that it is assumed to be in."""
+    cgroup: _builtins.str
+    """With uid: the control group that it is assumed to be in."""
+    @_builtins.property
+    def params(self) -> _containers.MessageMap[_builtins.str, _job_pb2.Value]:
+        """Its parameters."""
+
+    def __init__(
+        self,
+        *,
+        module: _builtins.str = ...,
+        params: _abc.Mapping[_builtins.str, _job_pb2.Value] | None = ...,
+        uid: _builtins.int | None = ...,
+        gid: _builtins.int | None = ...,
+        unit: _builtins.str = ...,
+        cgroup: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gid", b"_gid", "_uid", b"_uid", "gid", b"gid", "uid", b"uid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gid", b"_gid", "_uid", b"_uid", "cgroup", b"cgroup", "gid", b"gid", "module", b"module", "params", b"params", "uid", b"uid", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gid: _TypeAlias = _typing.Literal["gid"]  # noqa: Y015
+    _WhichOneofArgType__gid: _TypeAlias = _typing.Literal["_gid", b"_gid"]  # noqa: Y015
+    _WhichOneofReturnType__uid: _TypeAlias = _typing.Literal["uid"]  # noqa: Y015
+    _WhichOneofArgType__uid: _TypeAlias = _typing.Literal["_uid", b"_uid"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gid) -> _WhichOneofReturnType__gid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uid) -> _WhichOneofReturnType__uid | None: ...
+
+Global___ExplainPolicyRequest: _TypeAlias = ExplainPolicyRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPolicyResponse(_message.Message):
+    """What policy says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    REDACTIONS_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """The registration would be allowed, as far as rights go."""
+    rule: _builtins.str
+    """The rule that decided."""
+    origin: _builtins.str
+    """Where it stands, FILE:LINE; empty for a built-in one."""
+    reason: _builtins.str
+    """Why it is allowed or refused."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleStep]:
+        """Every rule that was looked at, in order."""
+
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the rule grants beyond the caller's own rights."""
+
+    @_builtins.property
+    def redactions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The fields that it takes out of events."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        rule: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        steps: _abc.Iterable[Global___RuleStep] | None = ...,
+        grants: _abc.Iterable[_builtins.str] | None = ...,
+        redactions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "grants", b"grants", "origin", b"origin", "reason", b"reason", "redactions", b"redactions", "rule", b"rule", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPolicyResponse: _TypeAlias = ExplainPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ReloadConfigurationRequest(_message.Message):
+    """Asks for the configuration to be read again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadConfigurationRequest: _TypeAlias = ReloadConfigurationRequest  # noqa: Y015
+
+@_typing.final
+class ReloadConfigurationResponse(_message.Message):
+    """It was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    JOBS_ENDED_FIELD_NUMBER: _builtins.int
+    jobs_ended: _builtins.int
+    """So many jobs were shut down because they are no longer allowed."""
+    @_builtins.property
+    def configuration(self) -> Global___Configuration:
+        """What is in force now."""
+
+    def __init__(
+        self,
+        *,
+        configuration: Global___Configuration | None = ...,
+        jobs_ended: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "jobs_ended", b"jobs_ended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadConfigurationResponse: _TypeAlias = ReloadConfigurationResponse  # noqa: Y015

@@ -50,6 +50,21 @@ class AdminServiceStub(object):
                 request_serializer=aem_dot_v1_dot_admin__pb2.EndSessionRequest.SerializeToString,
                 response_deserializer=aem_dot_v1_dot_admin__pb2.EndSessionResponse.FromString,
                 _registered_method=True)
+        self.ListQuotas = channel.unary_unary(
+                '/aem.v1.AdminService/ListQuotas',
+                request_serializer=aem_dot_v1_dot_admin__pb2.ListQuotasRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_admin__pb2.ListQuotasResponse.FromString,
+                _registered_method=True)
+        self.ExplainPolicy = channel.unary_unary(
+                '/aem.v1.AdminService/ExplainPolicy',
+                request_serializer=aem_dot_v1_dot_admin__pb2.ExplainPolicyRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_admin__pb2.ExplainPolicyResponse.FromString,
+                _registered_method=True)
+        self.ReloadConfiguration = channel.unary_unary(
+                '/aem.v1.AdminService/ReloadConfiguration',
+                request_serializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -77,6 +92,28 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuotas(self, request, context):
+        """What users have and may have: the caller's own, for the administrator everybody's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPolicy(self, request, context):
+        """What policy says to a registration, without making it. For oneself, or as administrator for anybody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadConfiguration(self, request, context):
+        """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
+        only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +131,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.EndSession,
                     request_deserializer=aem_dot_v1_dot_admin__pb2.EndSessionRequest.FromString,
                     response_serializer=aem_dot_v1_dot_admin__pb2.EndSessionResponse.SerializeToString,
+            ),
+            'ListQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuotas,
+                    request_deserializer=aem_dot_v1_dot_admin__pb2.ListQuotasRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_admin__pb2.ListQuotasResponse.SerializeToString,
+            ),
+            'ExplainPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPolicy,
+                    request_deserializer=aem_dot_v1_dot_admin__pb2.ExplainPolicyRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_admin__pb2.ExplainPolicyResponse.SerializeToString,
+            ),
+            'ReloadConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadConfiguration,
+                    request_deserializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +230,87 @@ class AdminService(object):
             '/aem.v1.AdminService/EndSession',
             aem_dot_v1_dot_admin__pb2.EndSessionRequest.SerializeToString,
             aem_dot_v1_dot_admin__pb2.EndSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.AdminService/ListQuotas',
+            aem_dot_v1_dot_admin__pb2.ListQuotasRequest.SerializeToString,
+            aem_dot_v1_dot_admin__pb2.ListQuotasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.AdminService/ExplainPolicy',
+            aem_dot_v1_dot_admin__pb2.ExplainPolicyRequest.SerializeToString,
+            aem_dot_v1_dot_admin__pb2.ExplainPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.AdminService/ReloadConfiguration',
+            aem_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
+            aem_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,

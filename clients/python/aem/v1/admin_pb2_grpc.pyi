@@ -39,6 +39,14 @@ class AdminServiceStub:
     """The caller's sessions; for the administrator everybody's."""
     EndSession: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EndSessionRequest, _admin_pb2.EndSessionResponse]
     """Ends a session and its jobs. One's own, or as administrator any."""
+    ListQuotas: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListQuotasRequest, _admin_pb2.ListQuotasResponse]
+    """What users have and may have: the caller's own, for the administrator everybody's."""
+    ExplainPolicy: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainPolicyRequest, _admin_pb2.ExplainPolicyResponse]
+    """What policy says to a registration, without making it. For oneself, or as administrator for anybody."""
+    ReloadConfiguration: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]
+    """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
+    only.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -51,6 +59,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """The caller's sessions; for the administrator everybody's."""
     EndSession: _aio.UnaryUnaryMultiCallable[_admin_pb2.EndSessionRequest, _admin_pb2.EndSessionResponse]  # type: ignore[assignment]
     """Ends a session and its jobs. One's own, or as administrator any."""
+    ListQuotas: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListQuotasRequest, _admin_pb2.ListQuotasResponse]  # type: ignore[assignment]
+    """What users have and may have: the caller's own, for the administrator everybody's."""
+    ExplainPolicy: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainPolicyRequest, _admin_pb2.ExplainPolicyResponse]  # type: ignore[assignment]
+    """What policy says to a registration, without making it. For oneself, or as administrator for anybody."""
+    ReloadConfiguration: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]  # type: ignore[assignment]
+    """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
+    only.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """How the daemon does, and who is connected."""
@@ -78,5 +94,31 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.EndSessionResponse, _abc.Awaitable[_admin_pb2.EndSessionResponse]]:
         """Ends a session and its jobs. One's own, or as administrator any."""
+
+    @_abc_1.abstractmethod
+    def ListQuotas(
+        self,
+        request: _admin_pb2.ListQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListQuotasResponse, _abc.Awaitable[_admin_pb2.ListQuotasResponse]]:
+        """What users have and may have: the caller's own, for the administrator everybody's."""
+
+    @_abc_1.abstractmethod
+    def ExplainPolicy(
+        self,
+        request: _admin_pb2.ExplainPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ExplainPolicyResponse, _abc.Awaitable[_admin_pb2.ExplainPolicyResponse]]:
+        """What policy says to a registration, without making it. For oneself, or as administrator for anybody."""
+
+    @_abc_1.abstractmethod
+    def ReloadConfiguration(
+        self,
+        request: _admin_pb2.ReloadConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReloadConfigurationResponse, _abc.Awaitable[_admin_pb2.ReloadConfigurationResponse]]:
+        """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
+        only.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

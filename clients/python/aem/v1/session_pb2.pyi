@@ -133,6 +133,8 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     """The stream was lost, and nothing is acknowledged."""
     CAUSE_RESTART: _Cause.ValueType  # 5
     """The daemon or the machine went down; continuity cannot be proven."""
+    CAUSE_QUOTA: _Cause.ValueType  # 6
+    """A quota of the job's user was used up."""
 
 class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
     """Why."""
@@ -149,6 +151,8 @@ CAUSE_STREAM_LOST: Cause.ValueType  # 4
 """The stream was lost, and nothing is acknowledged."""
 CAUSE_RESTART: Cause.ValueType  # 5
 """The daemon or the machine went down; continuity cannot be proven."""
+CAUSE_QUOTA: Cause.ValueType  # 6
+"""A quota of the job's user was used up."""
 Global___Cause: _TypeAlias = Cause  # noqa: Y015
 
 class _Remedy:
@@ -576,6 +580,11 @@ class Principal(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     START_TIME_TICKS_FIELD_NUMBER: _builtins.int
     ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    SECURITY_LABEL_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    CGROUP_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
     uid: _builtins.int
     """Effective user id."""
     gid: _builtins.int
@@ -586,6 +595,18 @@ class Principal(_message.Message):
     """When that process was started, clock ticks since boot."""
     administrator: _builtins.bool
     """May see and change what is everybody's: root in the daemon's own namespaces, or the daemon's own user."""
+    security_label: _builtins.str
+    """The label of the Linux security module (SO_PEERSEC); empty where there is none."""
+    executable: _builtins.str
+    """The program that it runs, as /proc/PID/exe names it; empty if that could not be read."""
+    cgroup: _builtins.str
+    """Its control group in the unified hierarchy, for example /system.slice/cron.service; empty if not known."""
+    unit: _builtins.str
+    """The systemd unit that the control group belongs to; empty if there is none."""
+    proven: _builtins.bool
+    """The kernel named the very process that connected (SO_PEERPIDFD, Linux 6.5). Without that cgroup, unit
+    and executable are those of whoever has the pid now, and nothing is granted for them.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Supplementary groups."""
@@ -599,10 +620,15 @@ class Principal(_message.Message):
         pid: _builtins.int = ...,
         start_time_ticks: _builtins.int = ...,
         administrator: _builtins.bool = ...,
+        security_label: _builtins.str = ...,
+        executable: _builtins.str = ...,
+        cgroup: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        proven: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "gid", b"gid", "groups", b"groups", "pid", b"pid", "start_time_ticks", b"start_time_ticks", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "cgroup", b"cgroup", "executable", b"executable", "gid", b"gid", "groups", b"groups", "pid", b"pid", "proven", b"proven", "security_label", b"security_label", "start_time_ticks", b"start_time_ticks", "uid", b"uid", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
