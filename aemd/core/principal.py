@@ -29,6 +29,11 @@ class Principal:
     is 0 where it could not be read. `administrator`: root in the daemon's own user, pid and mount
     namespaces, or the daemon's own user. `network_namespace`: as those of the owner, but the process's own: 0
     is the daemon's.
+
+    `security_label` is that of the security module (SO_PEERSEC), `executable` what /proc/PID/exe names, `cgroup`
+    the path in the unified hierarchy, `unit` the systemd unit of that path; each empty where there is none or it
+    could not be read. `proven`: the kernel named the very process that connected (SO_PEERPIDFD). Without that
+    these are what the process with this pid has now, and nothing may be granted for them.
     """
 
     owner: Owner
@@ -38,6 +43,11 @@ class Principal:
     start_time_ticks: int
     administrator: bool
     network_namespace: int = 0
+    security_label: str = ""
+    executable: str = ""
+    cgroup: str = ""
+    unit: str = ""
+    proven: bool = False
 
     @property
     def uid(self) -> int:
