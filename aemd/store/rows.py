@@ -1,0 +1,140 @@
+"""What stands in the tables, as values: a durable job, an entry put aside, and the forms of their columns."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aemd.core.entry import Loss
+from aemd.core.history import Cursor, Record
+from aemd.core.principal import Owner
+from aemd.v1 import session_pb2
+
+Columns = tuple[object, ...]
+Range = tuple[int, int]
+_RANGE = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A durable job at rest. `definition` is opaque here: what it takes to register it again.
+
+    `head`: its newest position. `oldest`: everything up to there is no longer kept. `acked`: everything up to
+    there was dealt with by the client that answers for it, and so were the numbers in `dealt`, ranges of
+    `acked`'s epoch. `entries`, `bytes`: how much is kept; `lost`: numbers that gaps have covered.
+    """
+
+    id: int
+    name: str
+    owner: Owner
+    definition: bytes
+    running: bool
+    create_ns: int
+    head: Cursor
+    oldest: Cursor
+    acked: Cursor
+    dealt: tuple[Range, ...] = ()
+    entries: int = 0
+    bytes: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRow:
+    """An entry that nobody could deal with, put aside with the reason."""
+
+    job: int
+    record: Record
+    attempts: int
+    reason: str
+
+
+def job_columns(row: JobRow) -> Columns:
+    """As INSERT takes them."""
+    owner = row.owner
+    return (
+        row.id,
+        row.name,
+        owner.uid,
+        owner.user_namespace,
+        owner.pid_namespace,
+        row.definition,
+        int(row.running),
+        row.create_ns,
+        *row.head,
+        *row.oldest,
+        *row.acked,
+        pack_ranges(row.dealt),
+        row.entries,
+        row.bytes,
+        row.lost,
+    )
+
+
+def job_row(columns: tuple) -> JobRow:  # type: ignore[type-arg]
+    """A row of SELECT *."""
+    number, name, uid, user_namespace, pid_namespace, definition, running, create_ns = columns[:8]
+    return JobRow(
+        id=number,
+        name=name,
+        owner=Owner(uid, user_namespace, pid_namespace),
+        definition=definition,
+        running=bool(running),
+        create_ns=create_ns,
+        head=Cursor(*columns[8:10]),
+        oldest=Cursor(*columns[10:12]),
+        acked=Cursor(*columns[12:14]),
+        dealt=unpack_ranges(columns[14]),
+        entries=columns[15],
+        bytes=columns[16],
+        lost=columns[17],
+    )
+
+
+def entry_columns(job: int, record: Record) -> Columns:
+    """As INSERT takes them; an event or a loss, never both."""
+    event = record.event if record.loss is None else None
+    loss = None if record.loss is None else pack_loss(record.loss)
+    return job, record.epoch, record.last, record.first, record.real_ns, record.key, event, loss
+
+
+def entry_record(columns: tuple) -> Record:  # type: ignore[type-arg]
+    """A row of (epoch, last, first, real_ns, key, event, loss)."""
+    epoch, last, first, real_ns, key, event, loss = columns
+    return Record(
+        epoch,
+        first,
+        last,
+        real_ns,
+        key=key,
+        event=event or b"",
+        loss=None if loss is None else unpack_loss(loss),
+    )
+
+
+def pack_loss(loss: Loss) -> bytes:
+    """As a Gap without its numbers; `count` 1 says that they do count."""
+    return session_pb2.Gap(
+        stage=loss.stage,
+        cause=loss.cause,
+        scope=loss.scope,
+        remedy=loss.remedy,
+        count=0 if loss.unknown else 1,
+    ).SerializeToString()
+
+
+def unpack_loss(packed: bytes) -> Loss:
+    """What pack_loss made."""
+    gap = session_pb2.Gap.FromString(packed)
+    return Loss(gap.stage, gap.cause, gap.scope, gap.remedy, unknown=not gap.count)
+
+
+def pack_ranges(ranges: Iterable[Range]) -> bytes:
+    """(first, last) pairs, 16 bytes each."""
+    return b"".join(_RANGE.pack(*pair) for pair in ranges)
+
+
+def unpack_ranges(packed: bytes) -> tuple[Range, ...]:
+    """What pack_ranges made."""
+    return tuple(_RANGE.iter_unpack(packed))
