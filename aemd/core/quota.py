@@ -11,7 +11,11 @@ pools in the same spirit (util/user.c).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Protocol
+
+from aemd.core.principal import Principal
 
 MIB = 1024 * 1024
 
@@ -37,3 +41,25 @@ class Quota:
 
 
 RESOURCES = tuple(field.name for field in fields(Quota))
+
+
+class Quotas(Protocol):
+    """Who may have how much; what policy says may change while the daemon runs, so it is asked again."""
+
+    def quota(self, principal: Principal) -> tuple[Quota, Mapping[str, str]]:
+        """What `principal` may have, and by resource the name of the quota that says so; a resource that is
+        not in it has its default. Equal answers are the same objects.
+        """
+
+
+class DefaultQuotas:
+    """Everybody has the defaults."""
+
+    __slots__ = ()
+
+    def quota(self, principal: Principal) -> tuple[Quota, Mapping[str, str]]:  # noqa: ARG002
+        """The defaults."""
+        return _DEFAULTS
+
+
+_DEFAULTS: tuple[Quota, Mapping[str, str]] = (Quota(), {})
