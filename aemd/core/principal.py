@@ -30,10 +30,14 @@ class Principal:
     namespaces, or the daemon's own user. `network_namespace`: as those of the owner, but the process's own: 0
     is the daemon's.
 
-    `security_label` is that of the security module (SO_PEERSEC), `executable` what /proc/PID/exe names, `cgroup`
-    the path in the unified hierarchy, `unit` the systemd unit of that path; each empty where there is none or it
-    could not be read. `proven`: the kernel named the very process that connected (SO_PEERPIDFD). Without that
-    these are what the process with this pid has now, and nothing may be granted for them.
+    `security_label` is that of the security module (SO_PEERSEC), `executable` what /proc/PID/exe names,
+    `cgroup` the path in the unified hierarchy, `unit` the systemd unit of that path; each empty where there
+    is none or it could not be read. `proven`: the kernel named the very process that connected
+    (SO_PEERPIDFD). Without that these are what the process with this pid has now, and nothing may be granted
+    for them.
+
+    `own_pid`: what the process calls itself, in its own pid namespace. `not_administrator`: why it is not, in
+    a few words; empty if it is.
     """
 
     owner: Owner
@@ -48,8 +52,19 @@ class Principal:
     cgroup: str = ""
     unit: str = ""
     proven: bool = False
+    own_pid: int = 0
+    not_administrator: str = ""
 
     @property
     def uid(self) -> int:
         """The effective user id."""
         return self.owner.uid
+
+    def pid_for(self, viewer: Owner) -> int:
+        """Its pid as `viewer` knows it; 0 if it has none in the viewer's pid namespace.
+
+        The daemon's own pid namespace sees everybody; any other only its own processes.
+        """
+        if not viewer.pid_namespace:
+            return self.pid
+        return self.own_pid if viewer.pid_namespace == self.owner.pid_namespace else 0

@@ -68,10 +68,11 @@ class Peers:
         open_stream: Callable[[Stream], StreamHandler],
         process_gone: Callable[[Principal], None],
         command: Sequence[str] = (),
+        peer_pidfd: bool = True,
     ) -> None:
         """`public`: anybody may connect (mode 0666), else the daemon's own user only.
 
-        `command` starts the zygote, if not this program's own does.
+        `command` starts the zygote, if not this program's own does. `peer_pidfd`: as in Self.
         """
         self.open_stream = open_stream  # with the three below what a Front asks of its owner
         self._reactor = reactor
@@ -79,7 +80,7 @@ class Peers:
         self._path = socket_path
         self._public = public
         self._process_gone = process_gone
-        self._own = read_self()
+        self._own = read_self(peer_pidfd=peer_pidfd)
         self._place: accept.Place | None = None
         self._acceptor: accept.Acceptor | None = None
         self._connections: dict[int, Connection] = {}

@@ -5,7 +5,15 @@ not visible from here); SO_PEERGROUPS the supplementary groups of that moment; S
 pidfd of the process that connected, even if it is gone by now. The rest comes from /proc/PID, which by then
 may belong to another process: it counts only if the pidfd says afterwards that the process still lives.
 Where there is no SO_PEERPIDFD, pidfd_open(2) of the pid stands in; it proves liveness, and the start time
-read under it names the process, but who connected is then only what the credentials say.
+read under it names the process, but who connected is then only what the credentials say: the principal is
+not `proven`. Where not even that can be had nobody would hear of the process's exit, and it is not served.
+
+What /proc/PID says is what the process is now. It may have connected first and then run another program or
+moved to another control group of its own, with the connection still open; a connection may also be passed
+on. So `executable` is for people to read, and decides nothing; the control group is one that the
+user of the connection could get into, which is what a rule about a unit needs to know. Both are kept as they
+were when the connection was accepted. SO_PEERSEC is the security module's own word about the socket's
+maker; without one (ENOPROTOOPT) there is no label.
 
 Root inside a container is not root here: only what is known to be in the daemon's own user, pid and mount
 namespaces may be the administrator. The network namespace decides where one may listen, and nothing else.
@@ -25,12 +33,17 @@ import struct
 from dataclasses import dataclass
 
 from aemd.core.principal import Owner, Principal
+from aemd.peer.cgroup import CGROUP_BYTES, parse_cgroup, unit_of
 
-SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python 3.11 names none of them
+SO_PEERSEC = 31  # include/uapi/asm-generic/socket.h; Python 3.11 names none of them
+SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 NAMESPACE_UNKNOWN = 1  # numbers of nsfs begin at 0xEFFFFFF8
 GROUPS_BYTES_MAX = 65_536 * 4  # NGROUPS_MAX of limits.h
+LABEL_BYTES_MAX = 4_096  # SELinux has some 100; AppArmor's grow with every stacked profile
+STAT_BYTES, STATUS_BYTES = 4_096, 8_192  # of proc(5); they have some 350 and 1,500
 
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _UCRED = struct.Struct("iII")
 _PYTHON_GETSOCKOPT_MAX = 1024  # socket.getsockopt takes no larger buffer
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,15 +65,18 @@ class Namespaces:
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """What the daemon compares a peer with."""
+    """What the daemon compares a peer with. `peer_pidfd`: whether SO_PEERPIDFD is asked for at all; without
+    it everybody is read as on a kernel that has it not.
+    """
 
     uid: int
     namespaces: Namespaces
+    peer_pidfd: bool = True
 
 
-def read_self() -> Self:
+def read_self(*, peer_pidfd: bool = True) -> Self:
     """The daemon's own effective user and namespaces."""
-    return Self(os.geteuid(), read_namespaces("self"))
+    return Self(os.geteuid(), read_namespaces("self"), peer_pidfd)
 
 
 def read_namespaces(pid: int | str) -> Namespaces:
@@ -75,13 +91,28 @@ def read_namespaces(pid: int | str) -> Namespaces:
     return Namespaces(number("user"), number("pid"), number("mnt"), number("net"))
 
 
+def read_proc(pid: int, name: str, bytes_max: int) -> bytes:
+    """What a file of /proc/PID begins with; empty if it cannot be read. No file object: accepting is hot.
+
+    OSError where that is for want of descriptors: nobody is to lose his control group by using them up.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _OUT_OF_DESCRIPTORS:
+            raise
+        return b""
+    try:
+        return os.read(fd, bytes_max)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
 def read_start_time(pid: int) -> int:
     """Field 22 of /proc/PID/stat in clock ticks since boot; 0 if it cannot be read."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return parse_start_time(file.read())
-    except OSError:
-        return 0
+    return parse_start_time(read_proc(pid, "stat", STAT_BYTES))
 
 
 def parse_start_time(stat: bytes) -> int:
@@ -91,6 +122,15 @@ def parse_start_time(stat: bytes) -> int:
         return int(fields[19])
     except (IndexError, ValueError):
         return 0
+
+
+def parse_nspid(status: bytes) -> tuple[int, ...]:
+    """The pids of a /proc/PID/status, from the reader's namespace inwards; the last is the process's own."""
+    _, _, rest = status.partition(b"\nNSpid:")
+    try:
+        return tuple(map(int, rest.partition(b"\n")[0].split()))
+    except ValueError:
+        return ()
 
 
 def pidfd_alive(pidfd: int) -> bool:
@@ -108,62 +148,118 @@ def read_principal(sock: socket.socket, own: Self) -> tuple[Principal, int]:
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if pid <= 0:
         raise UnidentifiedError("the process is outside the daemon's pid namespace")
-    pidfd = _peer_pidfd(sock, pid)
+    pidfd, proven = _peer_pidfd(sock, pid, own)
     try:
-        groups = _peer_groups(sock)
-        start_time_ticks, namespaces = read_start_time(pid), read_namespaces(pid)
+        namespaces = read_namespaces(pid)
+        owner = _owner(uid, namespaces, own)
+        reason = _not_administrator(uid, namespaces, own)
+        cgroup = parse_cgroup(read_proc(pid, "cgroup", CGROUP_BYTES))
+        principal = Principal(
+            owner=owner,
+            gid=gid,
+            groups=_peer_groups(sock),
+            pid=pid,
+            start_time_ticks=read_start_time(pid),
+            administrator=not reason,
+            network_namespace=_relative(namespaces.network, own.namespaces.network),
+            security_label=_peer_label(sock),
+            executable=_read_executable(pid),
+            cgroup=cgroup,
+            unit=unit_of(cgroup),
+            proven=proven,
+            own_pid=_read_own_pid(pid) if owner.pid_namespace else pid,
+            not_administrator=reason,
+        )
         if not pidfd_alive(pidfd):
             raise UnidentifiedError("the process has exited")
     except BaseException:
         os.close(pidfd)
         raise
+    return principal, pidfd
+
+
+def _owner(uid: int, namespaces: Namespaces, own: Self) -> Owner:
     ours = own.namespaces
-    deciding = (ours.user, ours.pid, ours.mount)
-    administrator = (
-        uid in (0, own.uid)
-        and (namespaces.user, namespaces.pid, namespaces.mount) == deciding
-        and NAMESPACE_UNKNOWN not in deciding
+    return Owner(uid, _relative(namespaces.user, ours.user), _relative(namespaces.pid, ours.pid))
+
+
+def _not_administrator(uid: int, namespaces: Namespaces, own: Self) -> str:
+    """Why the caller is not the administrator; empty if it is."""
+    if uid not in (0, own.uid):
+        return "another user"
+    ours = own.namespaces
+    pairs = (
+        ("user", namespaces.user, ours.user),
+        ("pid", namespaces.pid, ours.pid),
+        ("mount", namespaces.mount, ours.mount),
     )
-    owner = Owner(uid, _relative(namespaces.user, ours.user), _relative(namespaces.pid, ours.pid))
-    network = _relative(namespaces.network, ours.network)
-    return Principal(owner, gid, groups, pid, start_time_ticks, administrator, network), pidfd
+    unknown = [name for name, theirs, our in pairs if NAMESPACE_UNKNOWN in (theirs, our)]
+    if unknown:
+        return f"the daemon may not look at its {' and '.join(unknown)} namespace"
+    foreign = [name for name, theirs, our in pairs if theirs != our]
+    return f"in another {' and '.join(foreign)} namespace than the daemon" if foreign else ""
+
+
+def _read_executable(pid: int) -> str:
+    """What /proc/PID/exe names; empty where the daemon may not look, and for a kernel thread."""
+    try:
+        return os.readlink(b"/proc/%d/exe" % pid).decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+
+
+def _read_own_pid(pid: int) -> int:
+    """What a process calls itself; 0 if that cannot be read."""
+    return (parse_nspid(read_proc(pid, "status", STATUS_BYTES)) or (0,))[-1]
 
 
 def _relative(number: int, own: int) -> int:
     return 0 if number == own and number != NAMESPACE_UNKNOWN else number
 
 
-def _peer_pidfd(sock: socket.socket, pid: int) -> int:
+def _peer_pidfd(sock: socket.socket, pid: int, own: Self) -> tuple[int, bool]:
+    """A pidfd, and whether it is proven to be that of the process that connected."""
+    if own.peer_pidfd:
+        try:
+            # The kernel has put the descriptor into our table, with O_CLOEXEC.
+            return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD), True
+        except OSError as error:
+            if error.errno in _OUT_OF_DESCRIPTORS:
+                raise
+            if error.errno != errno.ENOPROTOOPT:
+                raise UnidentifiedError("the process has exited") from error
     try:
-        # The kernel has put the descriptor into our table, with O_CLOEXEC.
-        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        return os.pidfd_open(pid), False
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
+        if error.errno in _OUT_OF_DESCRIPTORS:
             raise
-        if error.errno != errno.ENOPROTOOPT:
+        if error.errno == errno.ESRCH:
             raise UnidentifiedError("the process has exited") from error
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError as error:
-        raise UnidentifiedError("the process has exited") from error
+        raise UnidentifiedError(f"its process cannot be held: pidfd_open: {error.strerror}") from error
 
 
 def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _PYTHON_GETSOCKOPT_MAX)
-    except OSError as error:
-        if error.errno == errno.ENOPROTOOPT:
-            return ()
-        if error.errno != errno.ERANGE:
-            raise
-        raw = _long_groups(sock)
+    raw = _peer_option(sock, SO_PEERGROUPS, GROUPS_BYTES_MAX)
     return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
-def _long_groups(sock: socket.socket) -> bytes:
-    buffer = ctypes.create_string_buffer(GROUPS_BYTES_MAX)
-    size = ctypes.c_uint(GROUPS_BYTES_MAX)
-    if _libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, buffer, ctypes.byref(size)):
+def _peer_label(sock: socket.socket) -> str:
+    label = _peer_option(sock, SO_PEERSEC, LABEL_BYTES_MAX)
+    return label.rstrip(b"\0\n").decode("utf-8", "backslashreplace")
+
+
+def _peer_option(sock: socket.socket, option: int, bytes_max: int) -> bytes:
+    """What the kernel has kept of the peer; empty if it keeps no such thing."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, option, min(bytes_max, _PYTHON_GETSOCKOPT_MAX))
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return b""
+        if error.errno != errno.ERANGE:
+            raise
+    buffer = ctypes.create_string_buffer(bytes_max)
+    size = ctypes.c_uint(bytes_max)
+    if _libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, option, buffer, ctypes.byref(size)):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "getsockopt(SO_PEERGROUPS)")
+        raise OSError(number, os.strerror(number), f"getsockopt({option})")
     return buffer.raw[: size.value]

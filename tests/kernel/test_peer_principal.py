@@ -8,17 +8,20 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from aemd.core.principal import Owner
 from aemd.peer import principal as module
 from aemd.peer.principal import (
     NAMESPACE_UNKNOWN,
     Namespaces,
     Self,
     UnidentifiedError,
+    parse_nspid,
     parse_start_time,
     pidfd_alive,
     read_principal,
@@ -139,6 +142,10 @@ def test_process_in_a_pid_namespace_has_our_pid_and_its_namespace(listener: sock
         with sock:
             principal = read(sock)
             assert principal.owner.pid_namespace == os.stat(f"/proc/{principal.pid}/ns/pid").st_ino
+            assert principal.own_pid == 1
+            assert principal.pid_for(principal.owner) == 1
+            assert principal.pid_for(Owner(0)) == principal.pid
+            assert principal.pid_for(Owner(0, pid_namespace=1)) == 0
         process.communicate()
     assert principal.pid not in (0, 1, process.pid)
     assert not principal.administrator
@@ -175,12 +182,124 @@ def test_process_that_was_reaped_is_nobody(listener: socket.socket) -> None:
         read_principal(sock, read_self())
 
 
-def test_without_peer_pidfd_the_pid_stands_in(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "SO_PEERPIDFD", 32_000)  # the kernel answers ENOPROTOOPT
+def test_peer_pidfd_proves_who_connected(listener: socket.socket) -> None:
+    with connected(listener, lambda: None) as (sock, _):
+        try:
+            os.close(sock.getsockopt(socket.SOL_SOCKET, module.SO_PEERPIDFD))
+        except OSError:
+            assert not read(sock).proven
+            pytest.skip("needs SO_PEERPIDFD of Linux 6.5")
+        assert read(sock).proven
+
+
+def test_without_peer_pidfd_the_pid_stands_in_and_proves_nothing(listener: socket.socket) -> None:
+    own = read_self(peer_pidfd=False)
     with connected(listener, lambda: None) as (sock, pid):
-        assert read(sock).pid == pid
+        principal, pidfd = read_principal(sock, own)
+        assert principal.pid == pid
+        assert not principal.proven
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT).si_pid == pid
+        os.close(pidfd)
+        with pytest.raises(UnidentifiedError, match="exited"):
+            read_principal(sock, own)
+
+
+def test_without_peer_pidfd_and_reaped_nobody_is_there(listener: socket.socket) -> None:
+    with connected(listener, lambda: None) as (sock, pid):
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(UnidentifiedError, match="exited"):
+            read_principal(sock, read_self(peer_pidfd=False))
+
+
+NO_PIDFD = """
+import ctypes, os, socket, struct, sys
+from aemd.peer.principal import UnidentifiedError, read_principal, read_self
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 434), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7FFF0000)]
+program = b"".join(struct.pack("HBBI", *each) for each in code)
+buffer = ctypes.create_string_buffer(program)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer)), 0, 0) == 0
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("")
+listener.listen()
+client = socket.socket(socket.AF_UNIX)
+client.connect(listener.getsockname())
+before = os.listdir("/proc/self/fd")
+try:
+    read_principal(listener.accept()[0], read_self(peer_pidfd=False))
+except UnidentifiedError as error:
+    print(error)
+assert os.listdir("/proc/self/fd") == before
+"""
+
+
+def test_where_no_pidfd_can_be_had_nobody_is_served() -> None:
+    """With a seccomp filter that answers pidfd_open(2), number 434 everywhere, with ENOSYS."""
+    said = subprocess.run([sys.executable, "-c", NO_PIDFD], capture_output=True, timeout=20, check=False)
+    assert said.stdout == b"its process cannot be held: pidfd_open: Function not implemented\n", said.stderr
+
+
+def test_executable_is_what_runs_now(listener: socket.socket) -> None:
+    with connected(listener, lambda: None) as (sock, _):
+        assert read(sock).executable == os.readlink("/proc/self/exe")
+
+
+def test_label_is_the_security_modules_and_none_without_one(listener: socket.socket) -> None:
+    with connected(listener, lambda: None) as (sock, _):
+        try:
+            label = sock.getsockopt(socket.SOL_SOCKET, module.SO_PEERSEC, 1024)
+        except OSError:
+            label = b""
+        assert read(sock).security_label == label.rstrip(b"\0\n").decode()
+
+
+def unified_hierarchy() -> str:
+    """Where cgroup2 is mounted, for those who may make groups there."""
+    with open("/proc/self/mounts") as mounts:
+        found = [line.split()[1] for line in mounts if line.split()[2] == "cgroup2"]
+    if not found or not os.access(f"{found[0]}/cgroup.procs", os.W_OK):
+        pytest.skip("needs a cgroup2 that can be written")
+    return found[0]
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    """A control group of a service's name in a slice, as a path in the hierarchy."""
+    mount = unified_hierarchy()
+    name = f"/aemd-test-{os.getpid()}.slice"
+    os.mkdir(mount + name)
+    os.mkdir(f"{mount}{name}/job.service")
+    yield f"{name}/job.service"
+    os.rmdir(f"{mount}{name}/job.service")
+    os.rmdir(mount + name)
+
+
+def enter(cgroup: str) -> None:
+    with open(f"{unified_hierarchy()}{cgroup}/cgroup.procs", "w") as file:
+        file.write("0")
+
+
+def test_control_group_and_its_unit_are_told(listener: socket.socket, cgroup: str) -> None:
+    with connected(listener, lambda: enter(cgroup)) as (sock, _):
+        principal = read(sock)
+    assert principal.cgroup == cgroup
+    assert principal.unit == "job.service"
+
+
+@root
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(CLONE_NEWNS, "in another mount namespace"), (CLONE_NEWUSER, "in another user namespace")],
+)
+def test_root_that_is_no_administrator_is_told_why(listener: socket.socket, flags: int, reason: str) -> None:
+    def confine() -> None:
+        unshare(flags)
+
+    with connected(listener, confine) as (sock, _):
+        assert reason in read(sock).not_administrator
 
 
 def test_reading_leaves_no_descriptor(listener: socket.socket) -> None:
@@ -205,3 +324,17 @@ def test_reading_leaves_no_descriptor(listener: socket.socket) -> None:
 )
 def test_start_time_is_field_22(stat: bytes, ticks: int) -> None:
     assert parse_start_time(stat) == ticks
+
+
+@pytest.mark.parametrize(
+    ("status", "pids"),
+    [
+        (b"Name:\tx\nNSpid:\t4242\t17\t1\nNSpgid:\t1\n", (4242, 17, 1)),
+        (b"Name:\tx\nNSpid:\t7\n", (7,)),
+        (b"Name:\tx\n", ()),
+        (b"Name:\tNSpid:\t3\nNSpid:\tx\n", ()),
+        (b"", ()),
+    ],
+)
+def test_pids_are_the_line_nspid(status: bytes, pids: tuple[int, ...]) -> None:
+    assert parse_nspid(status) == pids

@@ -1,8 +1,8 @@
 """A daemon without a service: Loop and Peers, and handlers that do what the messages of a test say.
 
-Usage: echo.py SOCKET LIMITS-AS-JSON PUBLIC. Says what happens as JSON lines on stdout. Each message of a
-Session is JSON too: {"do": "echo"|"who"|"flood"|"hold"|"end"|"raise", ...}; unary calls are echoed, but for
-AdminService/GetStatus, which answers with counters.
+Usage: echo.py SOCKET LIMITS-AS-JSON PUBLIC PEER_PIDFD. Says what happens as JSON lines on stdout. Each
+message of a Session is JSON too: {"do": "echo"|"who"|"flood"|"hold"|"end"|"raise", ...}; unary calls are
+echoed, but for AdminService/GetStatus, which answers with counters.
 """
 
 import json
@@ -130,6 +130,7 @@ def who(stream):
         "groups": principal.groups,
         "pid": principal.pid,
         "administrator": principal.administrator,
+        "proven": principal.proven,
         "user_namespace": principal.owner.user_namespace,
         "pid_namespace": principal.owner.pid_namespace,
     }
@@ -141,7 +142,7 @@ def open_stream(stream):
 
 
 def main():
-    socket_path, limits, public = sys.argv[1:]
+    socket_path, limits, public, peer_pidfd = sys.argv[1:]
     structlog.configure(
         processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
@@ -152,6 +153,7 @@ def main():
         Limits(**json.loads(limits)),
         socket_path=os.fsencode(socket_path),
         public=public == "public",
+        peer_pidfd=peer_pidfd == "peer_pidfd",
         open_stream=open_stream,
         process_gone=lambda principal: say(event="gone", pid=principal.pid),
     )

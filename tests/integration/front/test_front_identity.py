@@ -46,6 +46,17 @@ def test_connections_have_numbers_of_their_own(echo):
 
 
 @root
+def test_without_peer_pidfd_everybody_is_served_and_nobody_is_proven(start):
+    echo = start(peer_pidfd=False)
+    with echo.channel() as channel, echo.client(f"{NOBODY}:") as client:
+        assert not echo.session(channel).who()["proven"]
+        who = json.loads(client.stdout.readline())
+        assert (who["uid"], who["proven"]) == (NOBODY, False)
+        client.kill()
+        assert echo.wait("gone", pid=client.pid)
+
+
+@root
 def test_other_user_has_another_principal_and_another_front(start):
     echo = start()
     with echo.channel() as channel, echo.client(f"{NOBODY}:7,9") as client:
