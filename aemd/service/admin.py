@@ -45,7 +45,7 @@ class AdminService:
             socket=daemon.config.socket,
             user_instance=daemon.config.user,
             draining=daemon.draining,
-            caller=principal_view(principal),
+            caller=principal_view(principal, principal),
             jobs=totals.jobs,
             sessions=totals.sessions,
             fires=totals.fires,
@@ -73,7 +73,7 @@ class AdminService:
             key=lambda session: session.id,
         )
         response = admin_pb2.ListSessionsResponse(
-            sessions=[session_view(session) for session in sessions[:size]]
+            sessions=[session_view(session, principal) for session in sessions[:size]]
         )
         if len(sessions) > size:
             response.next_page_token = page_token(str(sessions[size - 1].id))

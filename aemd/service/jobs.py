@@ -33,7 +33,7 @@ class JobService:
         }
 
     def _get(self, principal: Principal, request: job_pb2.GetJobRequest) -> job_pb2.Job:
-        return self._view(self._find(principal, request.name))
+        return self._view(self._find(principal, request.name), principal)
 
     def _list(self, principal: Principal, request: job_pb2.ListJobsRequest) -> job_pb2.ListJobsResponse:
         size = page_size(request.page_size)
@@ -47,23 +47,23 @@ class JobService:
             if len(response.jobs) == size:
                 response.next_page_token = page_token(str(response.jobs[-1].id))
                 break
-            response.jobs.append(self._view(job))
+            response.jobs.append(self._view(job, principal))
         return response
 
     def _start(self, principal: Principal, request: job_pb2.StartJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.name)
         self._conductor.start(job)
-        return self._view(job)
+        return self._view(job, principal)
 
     def _stop(self, principal: Principal, request: job_pb2.StopJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.name)
         self._conductor.stop(job)
-        return self._view(job)
+        return self._view(job, principal)
 
     def _shutdown(self, principal: Principal, request: job_pb2.ShutdownJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.name)
         self._conductor.shutdown(job, by=principal, deadline_ns=request.deadline_ns)
-        return self._view(job)
+        return self._view(job, principal)
 
     def _update(self, principal: Principal, request: job_pb2.UpdateJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.job.name)
@@ -74,10 +74,10 @@ class JobService:
         if not request.job.options.HasField("priority"):
             raise invalid("job.options.priority", "is required: 0 to 7, 7 first")
         self._conductor.set_priority(job, request.job.options.priority)
-        return self._view(job)
+        return self._view(job, principal)
 
     def _find(self, principal: Principal, name: str) -> Job:
         return self._engine.find_job(principal, resource_number("jobs", name))
 
-    def _view(self, job: Job) -> job_pb2.Job:
-        return job_view(job, self._conductor.details(job))
+    def _view(self, job: Job, viewer: Principal) -> job_pb2.Job:
+        return job_view(job, viewer, self._conductor.details(job))

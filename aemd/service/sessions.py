@@ -105,7 +105,7 @@ class Sessions:
             session=session.id,
             resume_token=session.token,
             version=version,
-            principal=principal_view(session.principal),
+            principal=principal_view(session.principal, stream.stream.principal),
             limits=limits_view(self.limits),
             resumed=resumed,
             bindings=sorted(session.bindings) if resumed else [],

@@ -11,15 +11,21 @@ from aemd.core.session import Session
 from aemd.v1 import admin_pb2, job_pb2, session_pb2
 
 
-def principal_view(principal: Principal) -> session_pb2.Principal:
-    """A caller, as the kernel says it."""
+def principal_view(principal: Principal, viewer: Principal) -> session_pb2.Principal:
+    """A caller, as the kernel says it, with its pid as `viewer` knows it."""
     return session_pb2.Principal(
         uid=principal.uid,
         gid=principal.gid,
         groups=principal.groups,
-        pid=principal.pid,
+        pid=principal.pid_for(viewer.owner),
         start_time_ticks=principal.start_time_ticks,
         administrator=principal.administrator,
+        security_label=principal.security_label,
+        executable=principal.executable,
+        cgroup=principal.cgroup,
+        unit=principal.unit,
+        proven=principal.proven,
+        not_administrator=principal.not_administrator,
     )
 
 
@@ -36,13 +42,13 @@ def limits_view(limits: Limits) -> session_pb2.Limits:
     )
 
 
-def session_view(session: Session) -> admin_pb2.SessionInfo:
-    """A session, as lists show it."""
+def session_view(session: Session, viewer: Principal) -> admin_pb2.SessionInfo:
+    """A session, as lists show it to `viewer`."""
     stats = session.stats
     return admin_pb2.SessionInfo(
         name=f"sessions/{session.id}",
         id=session.id,
-        principal=principal_view(session.principal),
+        principal=principal_view(session.principal, viewer),
         label=session.label,
         sdk=session.sdk,
         connected=session.connected,
@@ -66,8 +72,8 @@ def packed_params(params: Mapping[str, job_pb2.Value]) -> bytes:
     return job.SerializeToString(deterministic=True)
 
 
-def job_view(job: Job, details: Mapping[str, str]) -> job_pb2.Job:
-    """A job, as lists show it."""
+def job_view(job: Job, viewer: Principal, details: Mapping[str, str]) -> job_pb2.Job:
+    """A job, as lists show it to `viewer`."""
     assert isinstance(job.params, bytes)
     view = job_pb2.Job.FromString(job.params)
     stats = job.stats
@@ -79,7 +85,7 @@ def job_view(job: Job, details: Mapping[str, str]) -> job_pb2.Job:
     view.reason = job.reason
     view.label = job.label
     view.uid = job.owner.uid
-    view.pid = job.owner.pid
+    view.pid = job.owner.pid_for(viewer.owner)
     view.session = f"sessions/{job.session.id}"
     view.create_time_ns = job.create_time_ns
     view.stats.CopyFrom(

@@ -456,7 +456,7 @@ class Job(_message.Message):
     uid: _builtins.int
     """The owner's user id."""
     pid: _builtins.int
-    """The owner's process id in the daemon's pid namespace."""
+    """The owner's process id, as whoever asks knows it; see Principal.pid."""
     session: _builtins.str
     """The session that holds it, sessions/{id}."""
     create_time_ns: _builtins.int

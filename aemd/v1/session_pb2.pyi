@@ -585,12 +585,15 @@ class Principal(_message.Message):
     CGROUP_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     PROVEN_FIELD_NUMBER: _builtins.int
+    NOT_ADMINISTRATOR_FIELD_NUMBER: _builtins.int
     uid: _builtins.int
     """Effective user id."""
     gid: _builtins.int
     """Effective group id."""
     pid: _builtins.int
-    """Process id in the daemon's pid namespace."""
+    """Process id, as a caller in the pid namespace of whoever asks would call it: the daemon's, or the asker's own.
+    0 if the process has none there.
+    """
     start_time_ticks: _builtins.int
     """When that process was started, clock ticks since boot."""
     administrator: _builtins.bool
@@ -607,6 +610,8 @@ class Principal(_message.Message):
     """The kernel named the very process that connected (SO_PEERPIDFD, Linux 6.5). Without that cgroup, unit
     and executable are those of whoever has the pid now, and nothing is granted for them.
     """
+    not_administrator: _builtins.str
+    """Why it is not the administrator; empty if it is."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Supplementary groups."""
@@ -625,10 +630,11 @@ class Principal(_message.Message):
         cgroup: _builtins.str = ...,
         unit: _builtins.str = ...,
         proven: _builtins.bool = ...,
+        not_administrator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "cgroup", b"cgroup", "executable", b"executable", "gid", b"gid", "groups", b"groups", "pid", b"pid", "proven", b"proven", "security_label", b"security_label", "start_time_ticks", b"start_time_ticks", "uid", b"uid", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "cgroup", b"cgroup", "executable", b"executable", "gid", b"gid", "groups", b"groups", "not_administrator", b"not_administrator", "pid", b"pid", "proven", b"proven", "security_label", b"security_label", "start_time_ticks", b"start_time_ticks", "uid", b"uid", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,7 +64,7 @@ class PeerCredentials(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     GID_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
-    """Process id in the daemon's pid namespace; 0 if not known."""
+    """Process id, as the owner of the job knows it; 0 if not known, or if it has none in the owner's pid namespace."""
     uid: _builtins.int
     """Effective user id."""
     gid: _builtins.int

@@ -33,7 +33,7 @@ class UserEvent(_message.Message):
     sender_uid: _builtins.int
     """Who raised it: user id, from the kernel."""
     sender_pid: _builtins.int
-    """Who raised it: process id in the daemon's pid namespace, from the kernel."""
+    """Who raised it: process id, as the owner of the channel knows it, from the kernel."""
     def __init__(
         self,
         *,

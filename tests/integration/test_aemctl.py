@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -138,6 +139,28 @@ def test_status_for_people_and_programs(ctl: Ctl, job: aem.Job) -> None:
     assert status["jobs"] == 1
     assert "timer" in status["modules"]
     assert isinstance(status["start_time_ns"], int)
+
+
+def test_status_shows_the_caller_as_the_daemon_sees_it(ctl: Ctl, daemon: Any) -> None:
+    caller = rows(ctl("status", "-o", "json"))["caller"]
+    assert (caller["uid"], caller["gid"], caller["groups"]) == (os.getuid(), os.getgid(), os.getgroups())
+    assert caller["executable"] == os.readlink("/proc/self/exe")
+    shown = ctl("status").stdout
+    for name, field in (("your program", "executable"), ("your cgroup", "cgroup"), ("your unit", "unit")):
+        lines = [
+            line.split(None, 2)[2] for line in map(str.strip, shown.splitlines()) if line.startswith(name)
+        ]
+        assert lines == [caller[field]] * bool(caller[field])
+    assert pwd.getpwuid(os.getuid()).pw_name in shown
+    assert ("administrator  yes" if caller["administrator"] else "administrator  no: ") in shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be root elsewhere")
+def test_root_in_another_namespace_sees_that_it_is_not_the_administrator_and_why(daemon: Any) -> None:
+    command = ["unshare", "--mount", sys.executable, "-m", "aemd.cli.ctl", "status"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert "uid 0 (root)" in shown
+    assert "no: in another mount namespace than the daemon" in shown
 
 
 def test_errors_are_objects_where_json_was_asked_for(ctl: Ctl) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grp
+import pwd
 from collections.abc import Sequence
 
 import click
@@ -97,11 +99,43 @@ def status_facts(row: Row, address: str) -> list[tuple[str, str]]:
             ("memory", size_text(row["resident_bytes"])),
             ("wake-ups", str(row["wakeups"])),
         ]
-    caller = row["caller"]
-    if caller:
-        rank = ", administrator" if caller.get("administrator") else ""
-        facts.append(("you", f"uid {caller['uid']}, gid {caller['gid']}, pid {caller['pid']}{rank}"))
+    facts += caller_facts(row["caller"] or {})
     return [(name, safe(text)) for name, text in facts]
+
+
+def caller_facts(caller: Row) -> list[tuple[str, str]]:
+    """Who the daemon takes the caller for; what it knows nothing of is left out."""
+    if not caller:
+        return []
+    refusal = caller.get("not_administrator") or "another user"
+    proven = "yes" if caller.get("proven") else "no, so nothing is granted for control group and unit"
+    facts = [
+        ("you", f"{user_text(caller['uid'])}, {group_text(caller['gid'])}, pid {caller['pid']}"),
+        ("your groups", ", ".join(group_text(gid) for gid in caller["groups"]) or "none besides"),
+        ("your program", caller.get("executable", "")),
+        ("your cgroup", caller.get("cgroup", "")),
+        ("your unit", caller.get("unit", "")),
+        ("your label", caller.get("security_label", "")),
+        ("proven", proven),
+        ("administrator", "yes" if caller.get("administrator") else f"no: {refusal}"),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def user_text(uid: int) -> str:
+    """A user by number, and by the name that it has here."""
+    try:
+        return f"uid {uid} ({pwd.getpwuid(uid).pw_name})"
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
+
+
+def group_text(gid: int) -> str:
+    """A group likewise."""
+    try:
+        return f"gid {gid} ({grp.getgrgid(gid).gr_name})"
+    except (KeyError, OverflowError):
+        return f"gid {gid}"
 
 
 @click.command("version", cls=Verb, section="This program", examples=("aemctl version",))

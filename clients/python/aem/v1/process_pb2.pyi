@@ -59,7 +59,7 @@ class ProcessEvent(_message.Message):
     REAPED_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
-    """Process id in the daemon's pid namespace."""
+    """Process id, as the owner of the job knows it: the number that was asked for."""
     start_time_ticks: _builtins.int
     """When it was started, clock ticks since boot (field 22 of /proc/PID/stat): with pid it names the
     process for good.
