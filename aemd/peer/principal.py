@@ -16,7 +16,9 @@ were when the connection was accepted. SO_PEERSEC is the security module's own w
 maker; without one (ENOPROTOOPT) there is no label.
 
 Root inside a container is not root here: only what is known to be in the daemon's own user, pid and mount
-namespaces may be the administrator. The network namespace decides where one may listen, and nothing else.
+namespaces may be the administrator. The mount namespace of PID 1 counts like the daemon's own: a service
+manager puts a daemon that it protects (ProtectSystem= and its like) into a mount namespace that nobody else
+is in. The network namespace decides where one may listen, and nothing else.
 /proc/PID/ns needs ptrace rights (a daemon without CAP_SYS_PTRACE lacks them for other users' and for
 non-dumpable processes). What cannot be read is nobody's own: it gets a number that no namespace has, so such
 a process has less, never more.
@@ -72,11 +74,14 @@ class Self:
     uid: int
     namespaces: Namespaces
     peer_pidfd: bool = True
+    mount_init: int = NAMESPACE_UNKNOWN  # that of PID 1, where the users of the machine live
 
 
 def read_self(*, peer_pidfd: bool = True) -> Self:
-    """The daemon's own effective user and namespaces."""
-    return Self(os.geteuid(), read_namespaces("self"), peer_pidfd)
+    """The daemon's own effective user and namespaces, and the mount namespace of PID 1."""
+    own, init = read_namespaces("self"), read_namespaces(1)
+    at_home = (init.user, init.pid) == (own.user, own.pid)  # else it is not the init of the daemon's machine
+    return Self(os.geteuid(), own, peer_pidfd, init.mount if at_home else NAMESPACE_UNKNOWN)
 
 
 def read_namespaces(pid: int | str) -> Namespaces:
@@ -191,13 +196,18 @@ def _not_administrator(uid: int, namespaces: Namespaces, own: Self) -> str:
     pairs = (
         ("user", namespaces.user, ours.user),
         ("pid", namespaces.pid, ours.pid),
-        ("mount", namespaces.mount, ours.mount),
+        ("mount", namespaces.mount, _mount_namespace(namespaces.mount, own)),
     )
     unknown = [name for name, theirs, our in pairs if NAMESPACE_UNKNOWN in (theirs, our)]
     if unknown:
         return f"the daemon may not look at its {' and '.join(unknown)} namespace"
     foreign = [name for name, theirs, our in pairs if theirs != our]
     return f"in another {' and '.join(foreign)} namespace than the daemon" if foreign else ""
+
+
+def _mount_namespace(theirs: int, own: Self) -> int:
+    """Which of the two where the administrator may live is to be compared with a caller's."""
+    return own.mount_init if theirs == own.mount_init else own.namespaces.mount
 
 
 def _read_executable(pid: int) -> str:

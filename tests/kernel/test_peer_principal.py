@@ -83,6 +83,15 @@ def unshare(flags: int) -> None:
     assert libc.unshare(flags) == 0
 
 
+def is_administrator(listener: socket.socket, own: Self, become: Callable[[], object]) -> bool:
+    with connected(listener, become) as (sock, _):
+        return read(sock, own).administrator
+
+
+def setns(path: str) -> None:
+    assert libc.setns(os.open(path, os.O_RDONLY), 0) == 0
+
+
 def test_own_child_is_the_administrator(listener: socket.socket) -> None:
     with connected(listener, lambda: None) as (sock, pid):
         principal = read(sock)
@@ -111,6 +120,26 @@ def test_root_in_another_mount_namespace_is_no_administrator(listener: socket.so
         principal = read(sock)
     assert principal.uid == 0
     assert not principal.administrator
+
+
+@root
+def test_root_where_init_lives_is_the_administrator_of_a_daemon_in_a_mount_namespace_of_its_own(
+    listener: socket.socket,
+) -> None:
+    home = os.stat("/proc/self/ns/mnt").st_ino  # takes the place of that of PID 1
+    test, daemon = os.getpid(), os.fork()
+    if daemon == 0:  # its exit code says what it found
+        code = 1
+        with contextlib.suppress(BaseException):
+            unshare(CLONE_NEWNS)
+            own = Self(0, read_self().namespaces, mount_init=home)
+            assert own.namespaces.mount != home
+            assert is_administrator(listener, own, lambda: setns(f"/proc/{test}/ns/mnt"))
+            assert is_administrator(listener, own, lambda: None)
+            assert not is_administrator(listener, own, lambda: unshare(CLONE_NEWNS))
+            code = 0
+        os._exit(code)
+    assert os.waitpid(daemon, 0)[1] == 0
 
 
 @root
