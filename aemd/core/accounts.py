@@ -5,39 +5,32 @@ A user is a uid, whatever namespaces its processes are in: who makes a namespace
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from aemd.core.errors import exhausted
 from aemd.core.limits import Limits
 
-IDLE_MAX = 1_024  # users without sessions whose totals are remembered
-
 
 class Account:
-    """What one uid has now, and what its ended sessions had seen."""
+    """What one uid has now."""
 
-    __slots__ = ("fires", "jobs", "lost", "sessions", "uid")
+    __slots__ = ("jobs", "sessions", "uid")
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
         self.sessions = 0
         self.jobs = 0
-        self.fires = 0
-        self.lost = 0
 
 
 class Accounts:
     """The accounts of all users."""
 
-    __slots__ = ("_accounts", "_idle", "_limits")
+    __slots__ = ("_accounts", "_limits")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._accounts: dict[int, Account] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
 
     def find(self, uid: int) -> Account | None:
-        """The account of `uid`, if it has or had anything."""
+        """The account of `uid`, if it has anything."""
         return self._accounts.get(uid)
 
     def charge_session(self, uid: int) -> Account:
@@ -55,7 +48,6 @@ class Accounts:
                 what="too many sessions",
             )
         self._accounts[uid] = account
-        self._idle.pop(uid, None)
         account.sessions += 1
         return account
 
@@ -63,9 +55,7 @@ class Accounts:
         """One session less."""
         account.sessions -= 1
         if not account.sessions:
-            self._idle[account.uid] = None
-            if len(self._idle) > IDLE_MAX:
-                del self._accounts[self._idle.popitem(last=False)[0]]
+            del self._accounts[account.uid]
 
     def charge_job(self, account: Account, session_jobs: int) -> None:
         """One job more, in a session that has `session_jobs`; AemError RESOURCE_EXHAUSTED."""

@@ -60,7 +60,7 @@ class Answers(Course):
                 "ACKNOWLEDGEMENT_EXPLICIT",
                 f"binding {binding_id} is acknowledged entry by entry; send Complete or Nack",
             )
-        if epoch == binding.job.epoch and binding.ack_to(seq):
+        if epoch == binding.job.epoch and binding.ack_to(seq, now.mono_ns):
             self._settled(binding)
 
     def complete(
@@ -85,7 +85,7 @@ class Answers(Course):
                 return
             raise _not_in_flight(binding_id, seq)
         self._check_cursor(binding, epoch, seq)
-        entry = binding.complete(seq) if epoch == binding.job.epoch else None
+        entry = binding.complete(seq, now.mono_ns) if epoch == binding.job.epoch else None
         if entry is None and (binding.options.acknowledgement != NONE or reply is not None):
             raise _not_in_flight(binding_id, seq)
         if error is not None:
@@ -99,6 +99,7 @@ class Answers(Course):
         stats = binding.stats
         if stats is not None:
             stats.failed += 1
+            binding.tally.failed += 1
             stats.last_error = error[:ERROR_TEXT_MAX]
             stats.last_error_time_ns = self.now.real_ns
 

@@ -20,7 +20,7 @@ from aemd.core.entry import (
 )
 from aemd.core.flight import Flight
 from aemd.core.options import NONE
-from aemd.core.stats import JobStats, Stats
+from aemd.core.stats import NOTHING_LOST, JobStats, Stats
 
 GAPS_UNACKED_MAX = 16  # gaps need no credit, so this many may be in flight
 
@@ -120,9 +120,11 @@ class Binding(Flight):
             self._time(entries, now_ns)
         self._tidy()
         self._charge(len(entries), spent)
-        stats = self.stats
+        stats, tally = self.stats, self.tally
         assert stats is not None
         stats.delivered += len(entries)
+        tally.delivered += len(entries)
+        tally.delivery.add_since(entries, self.session.handed_ns)
 
     def take_again(self, events: int, room: int, now_ns: int) -> tuple[list[Entry], int]:
         """Send entries again, as many as the limits allow and as follow each other without a hole; the next
@@ -158,6 +160,7 @@ class Binding(Flight):
             self.behind.add(entry.last)
         assert self.stats is not None
         self.stats.redelivered += 1
+        self.tally.redelivered += 1
 
     def take_gap(self, now_ns: int) -> Entry:
         """Send the gap that is next; it needs no credit. Equal gaps behind it travel in it."""
@@ -189,6 +192,7 @@ class Binding(Flight):
             self.gaps_unacked += 1
             self._time([entry], now_ns)
         self.stats.delivered += 1
+        self.tally.delivered += 1
         self.session.delivered += 1
         self._tidy()
         return entry
@@ -196,6 +200,7 @@ class Binding(Flight):
     def _charge(self, events: int, spent: int) -> None:
         self.credit_events -= events
         self.credit_bytes -= spent
+        self.tally.bytes += spent
         session = self.session
         session.credit_events -= events
         session.credit_bytes -= spent
@@ -252,4 +257,5 @@ class Binding(Flight):
             epoch=self.job.epoch,
             head=self.head,
             acked=self.acked,
+            lost_at=stats.lost_at or NOTHING_LOST,
         )

@@ -22,6 +22,7 @@ from aemd.core.now import Now
 from aemd.core.options import OptionsParser
 from aemd.core.registry import Registry
 from aemd.core.session import Session
+from aemd.core.tally import Tallies
 
 ENDS_PER_TURN = 2_000  # jobs whose sessions have ended: 10 ms with what their modules do
 
@@ -35,6 +36,7 @@ class Course:
         self._options = OptionsParser(limits)
         self._accounts = Accounts(limits)
         self._registry = Registry()
+        self._tallies = Tallies()
         self._deadlines = Deadlines()
         self._effects: list[Effect] = []
         self._ready: list[Session] = []
@@ -43,8 +45,6 @@ class Course:
         self._ends_ns = 0  # this time
         self._next_session = 1
         self._next_job = 1
-        self._ended_fires = 0  # of sessions that are gone
-        self._ended_lost = 0
 
     def _turn(self, job: Job, event: JobEvent) -> None:
         action = job.turn(event)
@@ -226,8 +226,5 @@ class Course:
             self._end_some()
 
     def _settle_account(self, session: Session) -> None:
-        session.account.fires += session.fires
-        session.account.lost += session.lost
-        self._ended_fires += session.fires
-        self._ended_lost += session.lost
+        self._tallies.close(session.principal.owner)
         self._accounts.refund_session(session.account)

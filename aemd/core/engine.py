@@ -21,9 +21,10 @@ from aemd.core.errors import invalid, not_found
 from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
 from aemd.core.now import Now
-from aemd.core.principal import Principal
+from aemd.core.principal import Owner, Principal
 from aemd.core.session import Session
 from aemd.core.stimuli import Stimuli
+from aemd.core.tally import Tally
 from aemd.core.traits import Traits
 from aemd.v1 import job_pb2
 
@@ -63,6 +64,7 @@ class Engine(Stimuli, Answers):
             self._next_session,
             principal,
             account,
+            self._tallies.open(principal.owner),
             token=self._new_token(),
             label=label,
             sdk=sdk,
@@ -268,10 +270,12 @@ class Engine(Stimuli, Answers):
             session.ready = False
         return [session for session in ready if session.connected]
 
-    def collect(self, session: Session, budget_bytes: int) -> bytes | None:
+    def collect(self, session: Session, budget_bytes: int, handed_ns: int = 0) -> bytes | None:
         """The next encoded ServerFrame, control first; None: nothing now. `budget_bytes` is what the stream
-        can take; one event may go over it.
+        can take; one event may go over it. `handed_ns`: the time now, where it is known better than that of
+        the turn; it only goes into latencies.
         """
+        session.handed_ns = handed_ns or self.now.mono_ns
         frame = session.collect(budget_bytes, self.now.mono_ns)
         if session.emptied:
             emptied = list(session.emptied)
@@ -285,19 +289,22 @@ class Engine(Stimuli, Answers):
                 self._schedule_ack(binding)
         return frame
 
+    def tallies(self, owner: Owner | None) -> dict[str, Tally]:
+        """What was counted of an owner's jobs, with None of everybody's, by module. Cost: of owners and
+        modules.
+        """
+        return self._tallies.sums(owner)
+
     def totals(self, principal: Principal) -> Totals:
         """What `principal` has; for the administrator what all have. Cost: of the sessions."""
         sessions = list(self._registry.sessions_of(principal))
-        if principal.administrator:
-            fires, lost = self._ended_fires, self._ended_lost
-        else:
-            account = self._accounts.find(principal.uid)
-            fires, lost = (account.fires, account.lost) if account else (0, 0)
+        owner = None if principal.administrator else principal.owner
+        tallies = [tally for _, tally in self._tallies.of(owner)]
         return Totals(
             sessions=len(sessions),
             jobs=sum(len(session.bindings) for session in sessions),
-            fires=fires + sum(session.fires for session in sessions),
-            lost=lost + sum(session.lost for session in sessions),
+            fires=sum(tally.fires for tally in tallies),
+            lost=sum(tally.lost.total() for tally in tallies),
         )
 
 

@@ -130,7 +130,7 @@ SOURCE_FAILED = Loss(
 class Entry:
     """An event (`event` holds its bytes, `loss` is None) or a gap (`loss` is set, `event` is empty)."""
 
-    __slots__ = ("attempts", "event", "first", "key", "last", "loss", "state")
+    __slots__ = ("attempts", "event", "fired_ns", "first", "key", "last", "loss", "state")
 
     first: int
     last: int
@@ -139,8 +139,9 @@ class Entry:
     state: EntryState
     loss: Loss | None
     attempts: int  # how often it was delivered
+    fired_ns: int  # when the first of its stimuli came, CLOCK_MONOTONIC; of a gap it says nothing
 
-    def __init__(self, first: int, last: int, event: bytes, key: bytes) -> None:
+    def __init__(self, first: int, last: int, event: bytes, key: bytes, fired_ns: int) -> None:
         self.first = first
         self.last = last
         self.event = event
@@ -148,11 +149,12 @@ class Entry:
         self.state = EntryState.QUEUED
         self.loss = None
         self.attempts = 0
+        self.fired_ns = fired_ns
 
     @classmethod
     def gap(cls, first: int, last: int, loss: Loss) -> Entry:
         """A gap that was never sent."""
-        entry = cls(first, last, b"", b"")
+        entry = cls(first, last, b"", b"", 0)
         entry.state = EntryState.GAP
         entry.loss = loss
         return entry

@@ -44,7 +44,7 @@ class Flight(Waiting):
         unacked = self.unacked
         return next(iter(unacked.values())).first - 1 if unacked else self.sent
 
-    def ack_to(self, seq: int) -> int:
+    def ack_to(self, seq: int, now_ns: int) -> int:
         """Everything up to `seq` is dealt with; how many entries that were not before."""
         self.seen_to(seq)
         unacked = self.unacked
@@ -70,11 +70,18 @@ class Flight(Waiting):
             if entry.loss is not None:
                 gaps += 1
         self._let_go(len(settled) - gaps, gaps, size)
-        assert self.stats is not None
-        self.stats.acknowledged += len(settled)
+        self._note_acked(settled, gaps, now_ns)
         return len(settled)
 
-    def complete(self, seq: int) -> Entry | None:
+    def _note_acked(self, settled: list[Entry], gaps: int, now_ns: int) -> None:
+        assert self.stats is not None
+        self.stats.acknowledged += len(settled)
+        self.tally.acknowledged += len(settled)
+        events = [entry for entry in settled if entry.loss is None] if gaps else settled
+        if events:
+            self.tally.acknowledgement.add_since(events, now_ns)
+
+    def complete(self, seq: int, now_ns: int) -> Entry | None:
         """The entry that ends at `seq` is dealt with; None if there is none that was sent and is not."""
         self.seen_to(seq)
         entry = self.unacked.get(seq) if self.unacked else None
@@ -83,8 +90,7 @@ class Flight(Waiting):
         if entry.state is not _INFLIGHT:
             self.session.queued_bytes -= len(entry.event)
         entry.state = ON_ACK[entry.state]
-        assert self.stats is not None
-        self.stats.acknowledged += 1
+        self._note_acked([entry], int(entry.loss is not None), now_ns)
         self._remove(entry)
         return entry
 
@@ -94,6 +100,7 @@ class Flight(Waiting):
         stats = self.stats
         assert stats is not None
         stats.parked += 1
+        self.tally.parked += 1
         stats.parked_list.append(Parked(entry.first, entry.last, reason))
         if len(stats.parked_list) > parked_max:
             del stats.parked_list[0]
@@ -263,6 +270,7 @@ class Flight(Waiting):
         entry.state = ON_DISCARD[entry.state]
         assert self.stats is not None
         self.stats.discarded += 1
+        self.tally.discarded += 1
         self._remove(entry)
 
     def discard_again(self) -> int:

@@ -77,8 +77,7 @@ class Outbox:
         "delivered",
         "emptied",
         "favoured",
-        "fires",
-        "lost",
+        "handed_ns",
         "news",
         "passed_bytes",
         "queued_bytes",
@@ -98,9 +97,8 @@ class Outbox:
         self.awaited = 0  # Syncs of bindings that wait for what was queued before them
         self.credit_events = 0
         self.credit_bytes = 0
-        self.fires = 0
-        self.lost = 0
         self.delivered = 0
+        self.handed_ns = 0  # when what is collected now is handed over, CLOCK_MONOTONIC
         self.queued_bytes = 0  # of events that wait to be sent
         self.bands: dict[int, OrderedDict[Binding, None]] = {}
         self.urgent: dict[Binding, None] = {}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aemd.core.accounts import Account
     from aemd.core.binding import Binding
     from aemd.core.principal import Principal
+    from aemd.core.tally import Sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,6 @@ class SessionStats:
     """What lists show of a session."""
 
     jobs: int
-    fires: int
-    lost: int
     delivered: int
     queued_bytes: int
     credit_events: int
@@ -51,6 +50,7 @@ class Session(Outbox):
         "reason",
         "sdk",
         "service",
+        "sheet",
         "token",
         "token_before",
     )
@@ -60,6 +60,7 @@ class Session(Outbox):
         session_id: int,
         principal: Principal,
         account: Account,
+        sheet: Sheet,
         *,
         token: bytes,
         label: str,
@@ -71,6 +72,7 @@ class Session(Outbox):
         self.id = session_id
         self.principal = principal
         self.account = account
+        self.sheet = sheet
         self.token = token
         self.token_before = b""
         self.label = label
@@ -94,8 +96,6 @@ class Session(Outbox):
         """What lists show of it."""
         return SessionStats(
             jobs=len(self.bindings),
-            fires=self.fires,
-            lost=self.lost,
             delivered=self.delivered,
             queued_bytes=self.queued_bytes,
             credit_events=max(self.credit_events, 0),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+STAGES = 5  # of session_pb2.Stage, the one that is not said among them
+NOTHING_LOST = (0,) * STAGES
 
 
 class Parked(NamedTuple):
@@ -30,6 +34,14 @@ class Stats:
     last_error: str = ""
     last_error_time_ns: int = 0
     parked_list: list[Parked] = field(default_factory=list)
+    lost_at: Sequence[int] = ()  # by session_pb2.Stage; empty until something is lost
+
+    def lose(self, stage: int, numbers: int) -> None:
+        """So many are in a gap of that stage."""
+        self.lost += numbers
+        lost_at = list(self.lost_at or NOTHING_LOST)
+        lost_at[stage] += numbers
+        self.lost_at = lost_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +65,9 @@ class JobStats:
     epoch: int
     head: int
     acked: int
+    lost_at: Sequence[int]  # by session_pb2.Stage
+
+    @property
+    def lag(self) -> int:
+        """Numbers that are not dealt with."""
+        return self.head - self.acked

@@ -27,11 +27,11 @@ class Stimuli(Course):
         if job.state is not _ARMED:
             return
         binding = job.binding
-        job.last_fire_ns = self.now.real_ns
+        now_ns, job.last_fire_ns = self.now
         while count > COUNT_MAX:
-            binding.push(event, key, COUNT_MAX)
+            binding.push(event, key, COUNT_MAX, now_ns)
             count -= COUNT_MAX
-        if binding.push(event, key, count) or binding.listed < 0:
+        if binding.push(event, key, count, now_ns) or binding.listed < 0:
             binding.session.wake(binding)
         options = binding.options
         if options.one_shot or options.overflow == PAUSE_SOURCE:
@@ -47,10 +47,10 @@ class Stimuli(Course):
         if job.state is not _ARMED or not events:
             return
         binding = job.binding
-        job.last_fire_ns = self.now.real_ns
+        now_ns, job.last_fire_ns = self.now
         push = binding.push
         for event in events:
-            push(event, key, 1)
+            push(event, key, 1, now_ns)
         binding.session.wake(binding)
         if options.overflow == PAUSE_SOURCE:
             self._fired(job)
@@ -65,6 +65,7 @@ class Stimuli(Course):
             binding.depth >= options.queue_depth or binding.bytes >= options.queue_bytes
         ):
             binding.paused = True
+            binding.tally.paused += 1
             self._effects.append(Pause(job))
 
     def gap(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aemd.core.job import Job
     from aemd.core.options import Options
     from aemd.core.session import Session
+    from aemd.core.tally import Tally
 
 GAPS_MAX = 64  # neighbouring unequal gaps that wait; more are joined into one
 COUNT_MAX = (1 << 32) - 1  # Run.counts is uint32
@@ -56,6 +57,7 @@ class Waiting:
         "session",
         "shown",
         "stats",
+        "tally",
         "timers",
         "unacked",
         "unknown_to",
@@ -91,8 +93,9 @@ class Waiting:
         self.keys: dict[bytes, list[Entry]] | None = None  # OVERFLOW_LATEST: never-sent events by key
         self.marks: deque[tuple[int, int]] | None = None  # (number, request id) of Syncs
         self.stats: Stats | None = None
+        self.tally: Tally = session.sheet[job.traits.name]
 
-    def push(self, event: bytes, key: bytes, count: int) -> bool:
+    def push(self, event: bytes, key: bytes, count: int, now_ns: int) -> bool:
         """Queue an event that covers the next `count` numbers. True if something was lost by it."""
         first = self.head + 1
         self.head = last = self.head + count
@@ -100,7 +103,7 @@ class Waiting:
         queue = self.queue
         size = len(event)
         session = self.session
-        session.fires += count
+        self.tally.fires += count
         if queue is None:
             queue = self.queue = deque()
             if self.stats is None:
@@ -114,18 +117,19 @@ class Waiting:
                 tail.event = event
                 self.bytes += grown
                 session.queued_bytes += grown
+                self.tally.merged += count
                 return False
         if self.depth >= options.queue_depth or self.bytes + size > options.queue_bytes:
             if not self._make_room(size, key):
                 self._append_gap(Entry.gap(first, last, OVERFLOWED))
                 return True
-            queue.append(entry := Entry(first, last, event, key))
+            queue.append(entry := Entry(first, last, event, key, now_ns))
             self._note_key(entry)
             self.depth += 1
             self.bytes += size
             session.queued_bytes += size
             return True
-        queue.append(entry := Entry(first, last, event, key))
+        queue.append(entry := Entry(first, last, event, key, now_ns))
         self.depth += 1
         self.bytes += size
         session.queued_bytes += size
@@ -180,6 +184,7 @@ class Waiting:
             entry = self.keys[key][0]
             self._count_drop(entry)
             entry.drop(SUPERSEDED)
+            self._count_lost(entry)
             self.gaps += 1
             if self.gaps > 2 * self.options.queue_depth + GAPS_MAX:
                 self._join_gaps()
@@ -192,6 +197,7 @@ class Waiting:
         entry = queue.popleft()
         self._count_drop(entry)
         entry.drop(OVERFLOWED)
+        self._count_lost(entry)
         gaps.append(entry)
         self.gaps += 1
         if queue and queue[0].loss is not None:
@@ -207,13 +213,14 @@ class Waiting:
         self.depth -= 1
         self.bytes -= size
         self.session.queued_bytes -= size
-        self._count_lost(entry)
 
-    def _count_lost(self, entry: Entry) -> None:
-        lost = entry.last - entry.first + 1
+    def _count_lost(self, gap: Entry) -> None:
+        loss = gap.loss
+        assert loss is not None
+        numbers = gap.last - gap.first + 1
         stats = self.stats = self.stats or Stats()
-        stats.lost += lost
-        self.session.lost += lost
+        stats.lose(loss.stage, numbers)
+        self.tally.lose(loss, numbers)
 
     def _append_gap(self, gap: Entry) -> None:
         """A gap at the tail, joined with an equal one that is there."""
@@ -255,6 +262,7 @@ class Waiting:
         self.queue = self.keys = None
         stats = self.stats = self.stats or Stats()
         stats.discarded += len(queue)
+        self.tally.discarded += len(queue)
         return len(queue)
 
 

@@ -213,7 +213,7 @@ class SessionStream:
             return False
         stream, collect = self.stream, self._sessions.engine.collect
         while stream.room > 0:
-            data = collect(session, stream.room)
+            data = collect(session, stream.room, time.monotonic_ns())
             if data is None:
                 return True
             stream.send(data)

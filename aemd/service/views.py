@@ -105,6 +105,11 @@ def job_view(job: Job, viewer: Principal, details: Mapping[str, str]) -> job_pb2
             last_error_time_ns=stats.last_error_time_ns,
             head=job_pb2.Cursor(epoch=stats.epoch, seq=stats.head),
             acked=job_pb2.Cursor(epoch=stats.epoch, seq=stats.acked),
+            lag=stats.lag,
+            lost_kernel=stats.lost_at[session_pb2.STAGE_KERNEL],
+            lost_source=stats.lost_at[session_pb2.STAGE_SOURCE],
+            lost_job=stats.lost_at[session_pb2.STAGE_JOB],
+            lost_session=stats.lost_at[session_pb2.STAGE_SESSION],
         )
     )
     view.details.update(details)

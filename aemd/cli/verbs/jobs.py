@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SECTION = "Jobs"
 STATES = ("registered", "armed", "degraded", "closing")
 JOB_ID = ResourceId("jobs")
+STAGES = ("KERNEL", "SOURCE", "JOB", "SESSION")  # where events are lost; the only names
 
 COLUMNS = (
     Column("JOB", lambda job: job["id"], right=True),
@@ -30,6 +31,7 @@ COLUMNS = (
     Column("PRIO", lambda job: _priority(job), right=True),
     Column("FIRES", lambda job: job["stats"]["fires"], right=True),
     Column("QUEUED", lambda job: job["stats"]["queued"], right=True),
+    Column("LAG", lambda job: job["stats"]["lag"], right=True),
     Column("FAILED", lambda job: job["stats"]["failed"], right=True),
     Column("LOST", lambda job: job["stats"]["lost"], right=True),
     Column("UID", lambda job: job["uid"], right=True),
@@ -132,13 +134,17 @@ def job_facts(row: Row) -> list[tuple[str, str]]:
         ("owner", f"uid {row['uid']}, pid {row['pid']}, {row['session'] or 'no session'}"),
         ("registered", moment_text(row["create_time_ns"])),
         ("last fired", moment_text(stats["last_fire_time_ns"])),
-        ("fires", f"{stats['fires']}, of these lost {stats['lost']}"),
+        ("fires", str(stats["fires"])),
+        ("lost", _losses(stats)),
         ("entries", _counts(stats, "delivered", "redelivered", "acknowledged", "failed", "parked")),
         (
             "waiting",
             f"{stats['queued']} queued, {stats['in_flight']} in flight, {size_text(stats['queued_bytes'])}",
         ),
-        ("position", f"head {_cursor(stats['head'])}, acknowledged {_cursor(stats['acked'])}"),
+        (
+            "position",
+            f"head {_cursor(stats['head'])}, acknowledged {_cursor(stats['acked'])}, lag {stats['lag']}",
+        ),
     ]
     if stats["last_error"]:
         facts.append(("last error", safe(stats["last_error"])))
@@ -149,6 +155,12 @@ def job_facts(row: Row) -> list[tuple[str, str]]:
 
 def _counts(stats: Row, *names: str) -> str:
     return ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in names)
+
+
+def _losses(stats: Row) -> str:
+    """How much was lost, and where, in the words of the Gaps."""
+    at = [f"{stats[f'lost_{stage.lower()}']} {stage}" for stage in STAGES if stats[f"lost_{stage.lower()}"]]
+    return f"{stats['lost']}" + (f": {', '.join(at)}" if at else "")
 
 
 def _cursor(cursor: Row | None) -> str:

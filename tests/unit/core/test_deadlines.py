@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aemd.core.accounts import IDLE_MAX, Accounts
+from aemd.core.accounts import Accounts
 from aemd.core.deadlines import SLACK, Deadlines, Due
 from aemd.core.limits import Limits
 
@@ -35,9 +35,10 @@ def test_deadlines_that_move_for_ever_take_bounded_memory():
     assert len(deadlines._heap) <= 2 + SLACK + 1
 
 
-def test_users_without_sessions_are_remembered_up_to_a_limit():
+def test_a_user_without_sessions_takes_no_memory():
     accounts = Accounts(Limits())
-    for uid in range(IDLE_MAX + 10):
-        accounts.refund_session(accounts.charge_session(uid))
-    assert accounts.find(0) is None
-    assert accounts.find(IDLE_MAX) is not None
+    first, second = accounts.charge_session(1), accounts.charge_session(1)
+    accounts.refund_session(first)
+    assert accounts.find(1) is second
+    accounts.refund_session(second)
+    assert accounts.find(1) is None

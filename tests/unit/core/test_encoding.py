@@ -15,7 +15,7 @@ NUMBERS = st.integers(1, (1 << 64) - 1)
 def entries_from(first: int, made: list[tuple[int, int, bytes]]) -> list[Entry]:
     entries = []
     for count, attempts, event in made:
-        entry = Entry(first, first + count - 1, event, b"")
+        entry = Entry(first, first + count - 1, event, b"", 0)
         entry.attempts = attempts
         entries.append(entry)
         first += count

@@ -65,6 +65,11 @@ class AdminServiceStub(object):
                 request_serializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
                 response_deserializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/aem.v1.AdminService/GetMetrics',
+                request_serializer=aem_dot_v1_dot_admin__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_admin__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -114,6 +119,14 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """Everything that is counted: of the caller's jobs and sessions, for the administrator of everybody's and of
+        the daemon itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +159,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReloadConfiguration,
                     request_deserializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.FromString,
                     response_serializer=aem_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=aem_dot_v1_dot_admin__pb2.GetMetricsRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_admin__pb2.GetMetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +329,33 @@ class AdminService(object):
             '/aem.v1.AdminService/ReloadConfiguration',
             aem_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
             aem_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.AdminService/GetMetrics',
+            aem_dot_v1_dot_admin__pb2.GetMetricsRequest.SerializeToString,
+            aem_dot_v1_dot_admin__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

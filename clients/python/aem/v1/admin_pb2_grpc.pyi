@@ -47,6 +47,10 @@ class AdminServiceStub:
     """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
     only.
     """
+    GetMetrics: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetMetricsRequest, _admin_pb2.GetMetricsResponse]
+    """Everything that is counted: of the caller's jobs and sessions, for the administrator of everybody's and of
+    the daemon itself.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -66,6 +70,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ReloadConfiguration: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadConfigurationRequest, _admin_pb2.ReloadConfigurationResponse]  # type: ignore[assignment]
     """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
     only.
+    """
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetMetricsRequest, _admin_pb2.GetMetricsResponse]  # type: ignore[assignment]
+    """Everything that is counted: of the caller's jobs and sessions, for the administrator of everybody's and of
+    the daemon itself.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,6 +127,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ReloadConfigurationResponse, _abc.Awaitable[_admin_pb2.ReloadConfigurationResponse]]:
         """Reads the configuration again. What is wrong in it is the error, and what was in force stays. Administrator
         only.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _admin_pb2.GetMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetMetricsResponse, _abc.Awaitable[_admin_pb2.GetMetricsResponse]]:
+        """Everything that is counted: of the caller's jobs and sessions, for the administrator of everybody's and of
+        the daemon itself.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -319,6 +319,11 @@ class JobStats(_message.Message):
     LAST_ERROR_TIME_NS_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     ACKED_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    LOST_KERNEL_FIELD_NUMBER: _builtins.int
+    LOST_SOURCE_FIELD_NUMBER: _builtins.int
+    LOST_JOB_FIELD_NUMBER: _builtins.int
+    LOST_SESSION_FIELD_NUMBER: _builtins.int
     fires: _builtins.int
     """Stimuli that hit it."""
     delivered: _builtins.int
@@ -345,6 +350,16 @@ class JobStats(_message.Message):
     """What the last failed handler said."""
     last_error_time_ns: _builtins.int
     """When that was, CLOCK_REALTIME nanoseconds."""
+    lag: _builtins.int
+    """How many numbers of the newest epoch lie between the two: stimuli that are not dealt with."""
+    lost_kernel: _builtins.int
+    """Of lost: in the kernel's own queue (STAGE_KERNEL)."""
+    lost_source: _builtins.int
+    """Of lost: between the kernel and the job (STAGE_SOURCE)."""
+    lost_job: _builtins.int
+    """Of lost: in the job's queue (STAGE_JOB)."""
+    lost_session: _builtins.int
+    """Of lost: on the way to the client (STAGE_SESSION)."""
     @_builtins.property
     def head(self) -> Global___Cursor:
         """The newest position."""
@@ -371,10 +386,15 @@ class JobStats(_message.Message):
         last_error_time_ns: _builtins.int = ...,
         head: Global___Cursor | None = ...,
         acked: Global___Cursor | None = ...,
+        lag: _builtins.int = ...,
+        lost_kernel: _builtins.int = ...,
+        lost_source: _builtins.int = ...,
+        lost_job: _builtins.int = ...,
+        lost_session: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "acknowledged", b"acknowledged", "delivered", b"delivered", "failed", b"failed", "fires", b"fires", "head", b"head", "in_flight", b"in_flight", "last_error", b"last_error", "last_error_time_ns", b"last_error_time_ns", "last_fire_time_ns", b"last_fire_time_ns", "lost", b"lost", "parked", b"parked", "queued", b"queued", "queued_bytes", b"queued_bytes", "redelivered", b"redelivered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "acknowledged", b"acknowledged", "delivered", b"delivered", "failed", b"failed", "fires", b"fires", "head", b"head", "in_flight", b"in_flight", "lag", b"lag", "last_error", b"last_error", "last_error_time_ns", b"last_error_time_ns", "last_fire_time_ns", b"last_fire_time_ns", "lost", b"lost", "lost_job", b"lost_job", "lost_kernel", b"lost_kernel", "lost_session", b"lost_session", "lost_source", b"lost_source", "parked", b"parked", "queued", b"queued", "queued_bytes", b"queued_bytes", "redelivered", b"redelivered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -443,6 +443,7 @@ class Hello(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    PROGRESS_NS_FIELD_NUMBER: _builtins.int
     version_min: _builtins.int
     """The oldest protocol version that the client speaks."""
     version_max: _builtins.int
@@ -453,6 +454,10 @@ class Hello(_message.Message):
     """What the client calls itself."""
     resume_token: _builtins.bytes
     """The token of a Welcome: come back to that session. Empty: a new one."""
+    progress_ns: _builtins.int
+    """Tell of each binding how far it is (Progress), at most so often, while that changes; nanoseconds, at
+    least 100 ms. 0: only when something was lost.
+    """
     @_builtins.property
     def received(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
         """With a token: how far the client got. A binding that is not named has received nothing."""
@@ -471,10 +476,11 @@ class Hello(_message.Message):
         resume_token: _builtins.bytes = ...,
         received: _abc.Iterable[Global___Position] | None = ...,
         credit: _job_pb2.Credit | None = ...,
+        progress_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "label", b"label", "received", b"received", "resume_token", b"resume_token", "sdk", b"sdk", "version_max", b"version_max", "version_min", b"version_min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "label", b"label", "progress_ns", b"progress_ns", "received", b"received", "resume_token", b"resume_token", "sdk", b"sdk", "version_max", b"version_max", "version_min", b"version_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1368,7 +1374,7 @@ Global___Gap: _TypeAlias = Gap  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How far a binding is."""
+    """How far a binding is. Comes when something was lost, and as often as Hello asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1376,10 +1382,13 @@ class Progress(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     ACKED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
     binding: _builtins.int
     """The binding."""
     lost: _builtins.int
     """Stimuli that were reported in Gaps so far."""
+    lag: _builtins.int
+    """How many numbers lie between acked and head: stimuli that are not dealt with."""
     @_builtins.property
     def head(self) -> _job_pb2.Cursor:
         """The job's newest position."""
@@ -1395,10 +1404,11 @@ class Progress(_message.Message):
         head: _job_pb2.Cursor | None = ...,
         acked: _job_pb2.Cursor | None = ...,
         lost: _builtins.int = ...,
+        lag: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "binding", b"binding", "head", b"head", "lost", b"lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "binding", b"binding", "head", b"head", "lag", b"lag", "lost", b"lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
