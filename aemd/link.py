@@ -12,7 +12,8 @@ Who says what:
              core -> front   the RPC is over; payload: code, message, google.rpc.Status
     WINDOW   both            so many bytes of DATA were consumed and may be sent again
     CLOSED   core -> front   close this connection
-             front -> core   this connection is closed; no OPEN for it comes after
+             front -> core   this connection is closed; no OPEN for it comes after; payload: nothing, or one
+                             byte, a Cut, where it was the front that would have no more of it
     READY    front -> core   the front serves; payload: how it is sandboxed, in words
     DRAIN    core -> front   say NOT_SERVING from now on
 
@@ -62,6 +63,30 @@ class Kind(IntEnum):
     DRAIN = 7
 
 
+class Cut(IntEnum):
+    """Why a front closed a connection of its own accord: a time limit, or a budget (front/accountant.py)."""
+
+    SILENT = 1  # it said nothing
+    HANDSHAKE = 2  # preface and SETTINGS did not come
+    NO_CALL = 3  # it called nothing
+    ROOM = 4  # it called nothing, and descriptors are short
+    NOT_HTTP2 = 5
+    HEADER_BYTES = 6
+    CONTINUATION = 7
+    EMPTY_DATA = 8
+    HEADERS = 9
+    PRIORITY = 10
+    RST_STREAM = 11
+    SETTINGS = 12
+    PING = 13
+    WINDOW_UPDATE = 14
+    OTHER_FRAMES = 15
+    UNREAD = 16  # answers that it does not read
+
+
+OFFENCES: Final = frozenset(Cut) - {Cut.SILENT, Cut.HANDSHAKE, Cut.NO_CALL, Cut.ROOM}
+
+
 class Control(IntEnum):
     """What core and zygote say to each other, on a SEQPACKET pair of their own."""
 
@@ -105,6 +130,16 @@ def parse_window(payload: bytes) -> int:
         raise LinkError(f"a WINDOW of {len(payload)} bytes")
     size: int = _U32.unpack(payload)[0]
     return size
+
+
+def parse_cut(payload: bytes) -> Cut | None:
+    """Why a front closed a connection, if it was the front that did; LinkError if it says nothing known."""
+    if not payload:
+        return None
+    cut = _CUTS.get(payload)
+    if cut is None:
+        raise LinkError(f"CLOSED with a reason of {len(payload)} bytes that is none")
+    return cut
 
 
 def pack_status(code: int, message: str, status: bytes) -> bytes:
@@ -151,6 +186,7 @@ def parse_frames(buffer: bytes, payload_bytes_max: int = PAYLOAD_BYTES_MAX) -> t
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
+_CUTS: Final = {bytes((cut,)): cut for cut in Cut}
 
 
 class Assembler:

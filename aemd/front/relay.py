@@ -8,7 +8,11 @@ counts (sandbox.py).
 
 A connection that has said nothing is not piped: it costs its descriptor and an entry in the epoll set. One
 that has costs three descriptors (gRPC's end included) and no buffer while nothing waits. When the
-descriptors run out, the connections that have been silent for longest go first.
+descriptors run out, the connections that have been silent for longest go first, then those that have been
+without a call for longest; never one with a call.
+
+A client has a time for its first byte, for the beginning of HTTP/2, and for its first call; and what it sends
+is counted (accountant.py). Whoever takes too long or sends too much is closed, and `closed` is told why.
 """
 
 from __future__ import annotations
@@ -17,21 +21,36 @@ import asyncio
 import resource
 import secrets
 import socket
+import time
 from collections.abc import Callable
 
-from aemd.link import DESCRIPTOR, HAND_OVER
+from aemd.front.accountant import Accountant
+from aemd.front.patience import Patience
+from aemd.link import DESCRIPTOR, HAND_OVER, Cut
 
 READ_BYTES = 64 * 1024
 HANDOVERS_PER_TURN = 64
 DESCRIPTORS_RESERVE = 64  # for gRPC, asyncio and the link
 DESCRIPTORS_PER_PIPE = 3
 CONNECT_AGAIN_SECONDS = 0.01  # gRPC's backlog is full
+SILENT_SECONDS = 30.0  # to the first byte; clients of gRPC speak at once
+HANDSHAKE_SECONDS = 10.0  # from there to the end of preface and SETTINGS
+NO_CALL_SECONDS = 120.0  # from there to the first call; a channel that is closed opens again when it calls
 
 
 class Relay:
-    """All connections of this front. `closed(number)` is called once for each that is over."""
+    """All connections of this front.
 
-    def __init__(self, descriptors: socket.socket, *, address: bytes, closed: Callable[[int], None]) -> None:
+    `closed(number, cut)` is called once for each that is over; `cut` says why, if it was closed here.
+    """
+
+    def __init__(
+        self,
+        descriptors: socket.socket,
+        *,
+        address: bytes,
+        closed: Callable[[int, Cut | None], None],
+    ) -> None:
         """`address`: gRPC's private socket, as connect(2) takes it."""
         self.names: dict[str, int] = {}
         self._descriptors = descriptors
@@ -40,6 +59,11 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._silent: dict[int, socket.socket] = {}  # the oldest first
         self._pipes: dict[int, _Pipe] = {}
+        self._idle: dict[int, None] = {}  # pipes without a call, those that have been so for longest first
+        self._calls: dict[int, int] = {}  # by connection: calls that are not over
+        self._speak = Patience(SILENT_SECONDS, lambda number: self.close(number, Cut.SILENT))
+        self._shake = Patience(HANDSHAKE_SECONDS, lambda number: self._look(number, Cut.HANDSHAKE))
+        self._call = Patience(NO_CALL_SECONDS, lambda number: self._look(number, Cut.NO_CALL))
         self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVE
         descriptors.setblocking(False)
 
@@ -55,13 +79,28 @@ class Relay:
         """Take connections from now on."""
         self._loop.add_reader(self._descriptors, self._handed_over)
 
-    def close(self, number: int) -> None:
-        """Close a connection, as the core wishes."""
+    def close(self, number: int, cut: Cut | None = None) -> None:
+        """Close a connection, because of `cut` or because the core wishes it."""
         pipe = self._pipes.get(number)
         if pipe is not None:
-            pipe.close()
+            pipe.close(cut)
         else:
-            self._drop_silent(number)
+            self._drop_silent(number, cut)
+
+    def call_begun(self, number: int) -> None:
+        """A call of this connection has begun."""
+        self._calls[number] = self._calls.get(number, 0) + 1
+        self._idle.pop(number, None)
+
+    def call_over(self, number: int) -> None:
+        """One of its calls is over."""
+        left = self._calls[number] - 1
+        if left:
+            self._calls[number] = left
+            return
+        del self._calls[number]
+        if number in self._pipes:
+            self._idle[number] = None
 
     def _handed_over(self) -> None:
         for _ in range(HANDOVERS_PER_TURN):
@@ -76,11 +115,12 @@ class Relay:
                 return
             kind, number = DESCRIPTOR.unpack(message)
             if kind != HAND_OVER or not fds:
-                self._closed(number)  # there was no descriptor free to receive it
+                self._closed(number, None)  # there was no descriptor free to receive it
                 continue
             sock = socket.socket(fileno=fds[0])
             sock.setblocking(False)
             self._silent[number] = sock
+            self._speak.add(number)
             self._loop.add_reader(sock, self._first_byte, number)
             self._make_room()
 
@@ -121,28 +161,45 @@ class Relay:
             self._drop_silent(number)
             return
         del self._silent[number]
+        self._speak.forget(number)
         peer = f"unix-abstract:{name}"
         self.names[peer] = number
-        self._pipes[number] = _Pipe(self._loop, client, server, lambda: self._pipe_over(number, peer))
+        self._pipes[number] = _Pipe(
+            self._loop, client, server, lambda cut: self._pipe_over(number, peer, cut)
+        )
+        self._idle[number] = None
+        self._shake.add(number)
+        self._call.add(number)
         self._make_room()
 
-    def _pipe_over(self, number: int, peer: str) -> None:
+    def _look(self, number: int, cut: Cut) -> None:
+        """The time for the handshake, or for the first call, is over."""
+        accountant = self._pipes[number].accountant
+        if not (accountant.settled if cut == Cut.HANDSHAKE else accountant.called):
+            self.close(number, cut)
+
+    def _pipe_over(self, number: int, peer: str, cut: Cut | None) -> None:
         del self._pipes[number]
         del self.names[peer]
-        self._closed(number)
+        self._idle.pop(number, None)
+        self._shake.forget(number)
+        self._call.forget(number)
+        self._closed(number, cut)
 
-    def _drop_silent(self, number: int) -> None:
+    def _drop_silent(self, number: int, cut: Cut | None = None) -> None:
         sock = self._silent.pop(number, None)
         if sock is not None:
+            self._speak.forget(number)
             self._loop.remove_reader(sock)
             sock.close()
-            self._closed(number)
+            self._closed(number, cut)
 
     def _make_room(self) -> None:
-        while self._silent and (
-            len(self._silent) + DESCRIPTORS_PER_PIPE * len(self._pipes) > self._descriptors_max
-        ):
-            self._drop_silent(next(iter(self._silent)))
+        while len(self._silent) + DESCRIPTORS_PER_PIPE * len(self._pipes) > self._descriptors_max:
+            quiet = self._silent or self._idle
+            if not quiet:
+                return
+            self.close(next(iter(quiet)), Cut.ROOM)
 
 
 class _Pipe:
@@ -157,16 +214,17 @@ class _Pipe:
         loop: asyncio.AbstractEventLoop,
         client: socket.socket,
         server: socket.socket,
-        over: Callable[[], None],
+        over: Callable[[Cut | None], None],
     ) -> None:
+        self.accountant = Accountant(time.monotonic_ns())
         self._loop = loop
         self._client = client
         self._server = server
-        self._over: Callable[[], None] | None = over
-        for way in (_Way(self, client, server), _Way(self, server, client)):
+        self._over: Callable[[Cut | None], None] | None = over
+        for way in (_Way(self, client, server, self.accountant), _Way(self, server, client, None)):
             way.read_on()
 
-    def close(self) -> None:
+    def close(self, cut: Cut | None = None) -> None:
         """Close both sides. Closing twice changes nothing."""
         over, self._over = self._over, None
         if over is None:
@@ -175,7 +233,7 @@ class _Pipe:
             self._loop.remove_reader(sock)
             self._loop.remove_writer(sock)
             sock.close()
-        over()
+        over(cut)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -186,9 +244,12 @@ class _Pipe:
 class _Way:
     """One direction. While something waits for the sink, the source is not read."""
 
-    __slots__ = ("_pending", "_pipe", "_sink", "_source")
+    __slots__ = ("_accountant", "_pending", "_pipe", "_sink", "_source")
 
-    def __init__(self, pipe: _Pipe, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(
+        self, pipe: _Pipe, source: socket.socket, sink: socket.socket, accountant: Accountant | None
+    ) -> None:
+        self._accountant = accountant  # of what the client sends; what gRPC sends is its own affair
         self._pipe = pipe
         self._source = source
         self._sink = sink
@@ -208,6 +269,11 @@ class _Way:
         if not data:
             self._pipe.close()
             return
+        if self._accountant is not None:
+            cut = self._accountant.feed(data, time.monotonic_ns())
+            if cut is not None:
+                self._pipe.close(cut)
+                return
         try:
             sent = self._sink.send(data)
         except BlockingIOError:

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -36,16 +36,27 @@ def find_services() -> dict[str, dict[str, bool]]:
     return services
 
 
+class Connections(Protocol):
+    """What is to be known of connections here; a Relay."""
+
+    names: dict[str, int]  # connection numbers by what context.peer() says
+
+    def call_begun(self, number: int) -> None:
+        """A call of this connection has begun."""
+
+    def call_over(self, number: int) -> None:
+        """One of its calls is over."""
+
+
 class Methods(grpc.GenericRpcHandler):
     """All methods, relayed to the core under the number of the caller's connection."""
 
     def __init__(
-        self, uplink: Uplink, names: Mapping[str, int], services: Mapping[str, Mapping[str, bool]]
+        self, uplink: Uplink, connections: Connections, services: Mapping[str, Mapping[str, bool]]
     ) -> None:
-        """`names`: connection numbers by what context.peer() says."""
         self.running = 0  # RPCs that have not been answered in full
         self._uplink = uplink
-        self._names = names
+        self._connections = connections
         self._handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             f"/{service}/{name}": self._handler(f"/{service}/{name}", streams=streams)
             for service, methods in services.items()
@@ -79,10 +90,15 @@ class Methods(grpc.GenericRpcHandler):
         return cast(Any, grpc.unary_unary_rpc_method_handler)(unary)  # type: ignore[no-any-return]
 
     async def _open(self, method: str, context: _Context) -> Call:
-        connection = self._names.get(context.peer())
+        connection = self._connections.names.get(context.peer())
         if connection is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection is not known to the daemon")
+        self._connections.call_begun(connection)
         return self._uplink.open_call(connection, method)
+
+    def _close(self, call: Call) -> None:
+        call.cancel()
+        self._connections.call_over(call.connection)
 
     async def _unary(self, method: str, request: bytes, context: _Context) -> bytes:
         call = await self._open(method, context)
@@ -99,7 +115,7 @@ class Methods(grpc.GenericRpcHandler):
                 answer = status
             await _abort(context, answer)
         finally:
-            call.cancel()
+            self._close(call)
         return b""
 
     async def _stream(self, method: str, context: _Context) -> None:
@@ -115,7 +131,7 @@ class Methods(grpc.GenericRpcHandler):
             if item[0]:
                 await _abort(context, item)
         finally:
-            call.cancel()
+            self._close(call)
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await reader

@@ -25,7 +25,7 @@ from aemd.front import sandbox
 from aemd.front.relay import Relay
 from aemd.front.rpc import Methods, find_services
 from aemd.front.uplink import Uplink
-from aemd.link import Frame, Kind
+from aemd.link import Cut, Frame, Kind
 
 STREAMS_PER_CONNECTION = 4_096
 FINISH_CALLS_SECONDS = 0.4  # after the core is gone: for trailers to be written,
@@ -77,7 +77,7 @@ class _Server:
         self._cell = cell
         self._uplink = Uplink(link_sock, control=self._control, gone=self._gone.set)
         self._relay = Relay(descriptors, address=cell.connect, closed=self._closed)
-        self._methods = Methods(self._uplink, self._relay.names, SERVICES)
+        self._methods = Methods(self._uplink, self._relay, SERVICES)
         self._server = grpc.aio.server(options=options(message_bytes))
         self._server.add_generic_rpc_handlers((self._methods,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -108,8 +108,9 @@ class _Server:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _closed(self, connection: int) -> None:
-        self._uplink.send(link.pack(Kind.CLOSED, connection))
+    def _closed(self, connection: int, cut: Cut | None) -> None:
+        payload = b"" if cut is None else bytes((cut,))
+        self._uplink.send(link.pack(Kind.CLOSED, connection, 0, payload))
 
 
 async def _until(done: Callable[[], bool], seconds: float) -> None:

@@ -23,7 +23,7 @@ import structlog
 from aemd import link
 from aemd.core.errors import Code
 from aemd.core.principal import Principal
-from aemd.link import Frame, Kind, LinkError
+from aemd.link import Cut, Frame, Kind, LinkError
 from aemd.peer.linkend import Handovers, LinkEnd
 from aemd.peer.processes import Process
 from aemd.peer.stream import Stream, StreamHandler
@@ -52,6 +52,9 @@ class FrontOwner(Protocol):
 
     def open_stream(self, stream: Stream) -> StreamHandler:
         """A client began an RPC."""
+
+    def connection_cut(self, connection: Connection, cut: Cut) -> None:
+        """The front has closed it, for this reason; connection_over comes next."""
 
     def connection_over(self, connection: Connection) -> None:
         """It is closed; its streams are over."""
@@ -275,7 +278,10 @@ class Front:
         connection = self.connections.get(frame.connection)
         if connection is None:
             raise LinkError("CLOSED for a connection that it does not have")
-        self._over(connection, "connection gone")
+        cut = link.parse_cut(frame.payload)
+        if cut is not None:
+            self._owner.connection_cut(connection, cut)
+        self._over(connection, "connection gone" if cut is None else f"connection closed: {cut.name}")
 
     def _take_ready(self, _frame: Frame) -> None:
         if self.ready:

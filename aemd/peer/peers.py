@@ -17,16 +17,17 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-
-import structlog
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
+from aemd.core.quota import Quota
+from aemd.link import OFFENCES, Cut
 from aemd.peer import accept
 from aemd.peer.front import Connection, Front
 from aemd.peer.fronts import Fronts
-from aemd.peer.principal import UnidentifiedError, read_principal, read_self
+from aemd.peer.gate import Gate, Refusals
+from aemd.peer.principal import UnidentifiedError, read_principal, read_self, read_uid
 from aemd.peer.processes import Process, Processes
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.peer.zygote import Zygote
@@ -37,6 +38,8 @@ FINISH_SECONDS = 1.0  # how long close() lets the fronts send on what they have
 RESERVE_SHARE = 4  # of the daemon's reserve: when jobs have taken all that they may, clients still connect
 PROCESSES_SHARE = 4  # of the descriptors that other users' processes leave, this part is for one user's
 PROCESSES_MIN = 16  # of one user, however short descriptors are
+TOO_FAST = "CONNECTIONS_PER_SECOND"  # causes of refusal, beside those of a front, link.Cut
+TOO_MANY = "CONNECTIONS"
 
 
 def front_command(limits: Limits, socket_path: bytes) -> list[str]:
@@ -86,6 +89,8 @@ class Peers:
         self._connections: dict[int, Connection] = {}
         self._per_uid: Counter[int] = Counter()
         self._last = 0
+        self._gate = Gate(Quota().connections_per_second)
+        self._refusals = Refusals()
         self._processes = Processes(reactor, self._exited, self._freed)
         self._zygote = Zygote(
             reactor,
@@ -120,6 +125,11 @@ class Peers:
     def descriptors(self) -> int:
         """How many it holds now: listener, lock and zygote, two or three a front, one a client process."""
         return 4 + 3 * len(self._fronts) + len(self._processes)
+
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """How many connections were turned away or cut off since the start, by cause."""
+        return self._refusals.counts
 
     @property
     def zygote_pid(self) -> int:
@@ -194,6 +204,13 @@ class Peers:
 
     # -- for a Front
 
+    def connection_cut(self, connection: Connection, cut: Cut) -> None:
+        """Say it, and remember what was no mere waiting too long."""
+        uid, now_ns = connection.principal.uid, self._reactor.mono_ns()
+        self._refusals.note(uid, cut.name, now_ns)
+        if cut in OFFENCES:
+            self._gate.offend(uid, now_ns)
+
     def connection_over(self, connection: Connection) -> None:
         """Refund it."""
         del self._connections[connection.number]
@@ -219,15 +236,23 @@ class Peers:
     # -- new connections
 
     def _accepted(self, sock: socket.socket) -> None:
+        uid, now_ns = read_uid(sock), self._reactor.mono_ns()
+        admitted = self._gate.admit(uid, now_ns)
+        if not admitted and uid not in (0, self._own.uid):
+            self._refuse(sock, uid, TOO_FAST)
+            return
         try:
             principal, pidfd = read_principal(sock, self._own)
         except (UnidentifiedError, OSError):
             sock.close()
             return
-        if self._has_too_many(principal):
-            sock.close()
+        if not admitted and not principal.administrator:
             os.close(pidfd)
-            structlog.get_logger().warning("connection refused, the user has too many", uid=principal.uid)
+            self._refuse(sock, uid, TOO_FAST)
+            return
+        if self._has_too_many(principal):
+            os.close(pidfd)
+            self._refuse(sock, uid, TOO_MANY)
             return
         front = self._fronts.choose(principal)
         if front is None:
@@ -242,6 +267,10 @@ class Peers:
         process.connections.add(connection.number)
         if not front.hand_over(connection, sock) and connection.number in self._connections:
             self.connection_over(connection)
+
+    def _refuse(self, sock: socket.socket, uid: int, cause: str) -> None:
+        sock.close()
+        self._refusals.note(uid, cause, self._reactor.mono_ns())
 
     def _has_too_many(self, principal: Principal) -> bool:
         """Whether its user has enough connections, or processes, each of which costs a descriptor here."""

@@ -145,6 +145,12 @@ def pidfd_alive(pidfd: int) -> bool:
     return not poll.poll(0)
 
 
+def read_uid(sock: socket.socket) -> int:
+    """The uid of the peer: one call of the kernel, nothing opened."""
+    uid: int = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+    return uid
+
+
 def read_principal(sock: socket.socket, own: Self) -> tuple[Principal, int]:
     """(principal, pidfd) of the peer; the descriptor is the caller's.
 

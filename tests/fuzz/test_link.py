@@ -121,6 +121,9 @@ class Owned:
         self.handlers.append(Handler(stream))
         return self.handlers[-1]
 
+    def connection_cut(self, connection: Connection, cut: link.Cut) -> None:
+        assert connection.number in self.connections
+
     def connection_over(self, connection: Connection) -> None:
         self.connections.remove(connection.number)
 
@@ -138,6 +141,13 @@ likely = st.one_of(
     st.builds(link.pack, st.just(Kind.OPEN), st.integers(1, 2), st.integers(1, 6)),
     st.builds(link.pack, st.just(Kind.DATA), st.integers(1, 2), st.integers(1, 6), st.binary(max_size=9)),
     st.builds(link.pack, st.just(Kind.END), few, few, st.just(b""), st.integers(0, 3)),
+    st.builds(
+        link.pack,
+        st.just(Kind.CLOSED),
+        few,
+        st.just(0),
+        st.sampled_from([b"", b"\1", b"\13", b"\xff", b"no"]),
+    ),
     st.builds(link.pack_window, few, few, st.integers(0, 1 << 20)),
 )
 

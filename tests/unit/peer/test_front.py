@@ -48,6 +48,7 @@ class TestFront:
         self.loop = loop
         self.handlers = []
         self.over = []
+        self.cut = []
         self.reason = None
         self.front = Front(loop, self, number=1, message_bytes=1 << 20)
         self.link, self.descriptors = self.front.ends
@@ -69,6 +70,9 @@ class TestFront:
         if stream.method == "/raise":
             raise RuntimeError("as the test wished")
         return self.handlers[-1]
+
+    def connection_cut(self, connection, cut):
+        self.cut.append((connection.number, cut))
 
     def connection_over(self, connection):
         self.over.append(connection.number)
@@ -208,6 +212,16 @@ def test_connection_closed_by_the_core_stays_until_the_front_confirms(test):
     assert test.reason is None
 
 
+def test_connection_that_the_front_cut_off_is_over_and_the_reason_is_passed_on(test):
+    test.connect(5)
+    test.say(OPENED)
+    test.say(link.pack(Kind.CLOSED, 5, 0, bytes((link.Cut.PING,))))
+    assert test.cut == [(5, link.Cut.PING)]
+    assert test.over == [5]
+    assert test.handlers[0].calls == ["closed: connection closed: PING"]
+    assert test.reason is None
+
+
 def test_window_makes_room_and_says_so(test):
     test.connect(5)
     test.say(link.pack(Kind.OPEN, 5, 1))
@@ -252,6 +266,7 @@ VIOLATIONS = {
     "window for more than was sent": link.pack_window(5, 4, 1),
     "window that is none": link.pack(Kind.WINDOW, 5, 4, b"xyz"),
     "closed for a foreign connection": link.pack(Kind.CLOSED, 9),
+    "closed for a reason that is none": link.pack(Kind.CLOSED, 5, 0, b"\xff"),
     "ready twice": link.pack(Kind.READY, 0) * 2,
     "drain": link.pack(Kind.DRAIN, 0),
     "no frame": b"\xff" * 24,
