@@ -3,6 +3,10 @@
 Any process of the caller's, not only children. "The caller's" is meant as the kernel means it where it
 guards a process: real, effective and saved uid are all the caller's, and its user namespace is too. A
 process that has changed its rights (sudo, passwd) is another's, and another's is the same answer as none.
+That is asked when the job is made and again when the process has ended: a process that has become another's
+meanwhile is told to have ended, since its pid says so to everybody, and not how.
+
+A caller in a pid namespace of its own asks for the numbers that it knows, and is told those.
 
 Jobs of one user on one process share a pidfd. Its descriptor is charged to one of them, and handed to the
 next when that one goes. What is known of the end is read when it happens, also while a job is stopped, since
@@ -13,12 +17,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 from aemd.core.errors import AemError, Code
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act
 from aemd.modules.contract import Basic, Delivery, Description, Host, Job, Kind, Parameter, encode
 from aemd.sources.pidfd import Ending, Facts, ProcessExit, gone
+from aemd.sources.pidnamespace import daemons_pid
 from aemd.v1 import event_pb2, process_pb2
 
 PID_MAX = 4_194_304  # PID_MAX_LIMIT of <linux/threads.h>
@@ -27,9 +33,9 @@ SIGNAL_RT_MAX = 64
 
 
 class _Watched:
-    """A process, its jobs by id, and the event once it has ended."""
+    """A process, its jobs by id, and once it has ended how, and when on both clocks."""
 
-    __slots__ = ("armed", "charged", "event", "jobs", "owner", "source", "told")
+    __slots__ = ("armed", "charged", "ending", "jobs", "owner", "source", "times", "told")
 
     def __init__(self, owner: Owner, source: ProcessExit, charged: Job) -> None:
         self.owner = owner
@@ -38,7 +44,8 @@ class _Watched:
         self.jobs: dict[int, Job] = {}
         self.armed: dict[int, Job] = {}
         self.told: set[int] = set()  # an end is told once, also to who is stopped and started again
-        self.event = b""
+        self.ending: Ending | None = None
+        self.times = (0, 0)
 
 
 class Process(Basic):
@@ -82,24 +89,17 @@ class Process(Basic):
 
     def open(self, job: Job) -> None:
         """Find the process. NOT_FOUND, PROCESS_GONE: it is not there, or not for the caller."""
-        pid, start_time = job.values["pid"], job.values.get("start_time")
-        assert isinstance(pid, int)
-        if job.owner.owner.pid_namespace:
-            raise AemError(
-                Code.FAILED_PRECONDITION,
-                "PID_NAMESPACE",
-                f"process {pid}: the number is one of the caller's own pid namespace, and is not translated; "
-                "ask from the daemon's pid namespace, or run a daemon inside with aemd --user",
-                pid=pid,
-            )
+        known_as, start_time = job.values["pid"], job.values.get("start_time")
+        assert isinstance(known_as, int)
+        pid = daemons_pid(job.owner, known_as)
         watched = self._watched.get((job.owner.owner, pid))
         if watched is None or watched.source.is_reaped():
-            watched = self._watch(job, pid)
+            watched = self._watch(job, pid, known_as)
         try:
             facts = watched.source.identify()
             self._check_right(job.owner, facts)
-            if start_time not in (None, facts.start_time_ticks):
-                raise gone(pid)
+            if start_time not in (None, facts.start_time_ticks) or daemons_pid(job.owner, known_as) != pid:
+                raise gone(known_as)
         except BaseException:
             if not watched.jobs:
                 self._forget(watched)
@@ -113,8 +113,8 @@ class Process(Basic):
         watched = _watched(job)
         if job.id not in watched.told:
             watched.armed[job.id] = job
-        if watched.event:
-            self._fire(watched)
+        if watched.ending is not None:
+            self._fire(watched, watched.ending)
 
     def stop(self, job: Job) -> None:
         """Do not fire; an end meanwhile is kept for start()."""
@@ -137,20 +137,24 @@ class Process(Basic):
         done()
 
     def details(self, job: Job) -> dict[str, str]:
-        """Which process."""
-        facts = _watched(job).source.facts
+        """Which process, by the number that its owner knows."""
+        facts, namespace = _watched(job).source.facts, job.owner.owner.pid_namespace
+        elsewhere = {"pid_namespace": str(namespace)} if namespace else {}
         return {
             "pid": str(facts.pid),
+            **elsewhere,
             "command": facts.command,
             "uid": str(facts.uids[0]),
             "start_time": str(facts.start_time_ticks),
         }
 
-    def _watch(self, job: Job, pid: int) -> _Watched:
+    def _watch(self, job: Job, pid: int, known_as: int) -> _Watched:
         """Open the process; its end is handled before it is known who shares it."""
         self._host.charge(job, 1)
         try:
-            source = ProcessExit(self._host.reactor, pid, lambda ending: self._ended(watched, ending))
+            source = ProcessExit(
+                self._host.reactor, pid, lambda ending: self._ended(watched, ending), known_as=known_as
+            )
         except BaseException:
             self._host.refund(job, 1)
             raise
@@ -177,7 +181,9 @@ class Process(Basic):
     def _check_right(self, principal: Principal, facts: Facts) -> None:
         """gone() unless the process is the caller's, or the caller is the administrator."""
         others = [uid for uid in facts.uids if uid != principal.uid]
-        owner = Owner(others[0] if others else principal.uid, user_namespace=facts.user_namespace)
+        uid = others[0] if others else principal.uid
+        # Who gave its number has found it in his own pid namespace, or is in the daemon's, which sees all.
+        owner = Owner(uid, facts.user_namespace, principal.owner.pid_namespace)
         try:
             self._host.right(principal, Act(what=f"watch process {facts.pid}", owner=owner, hidden=True))
         except AemError as error:
@@ -187,22 +193,51 @@ class Process(Basic):
 
     def _ended(self, watched: _Watched, ending: Ending) -> None:
         reactor = self._host.reactor
-        event = event_pb2.Event(
-            type="exited",
-            real_time_ns=reactor.real_ns(),
-            mono_time_ns=reactor.mono_ns(),
-            process=payload(watched.source.facts, ending),
-        )
-        watched.event = encode(event)
-        self._fire(watched)
+        watched.ending = ending
+        watched.times = (reactor.real_ns(), reactor.mono_ns())
+        self._fire(watched, ending)
 
-    def _fire(self, watched: _Watched) -> None:
+    def _fire(self, watched: _Watched, ending: Ending) -> None:
         jobs = list(watched.armed.values())
         watched.armed.clear()
         watched.told.update(job.id for job in jobs)
+        encoded: dict[bool, bytes] = {}
         for job in jobs:
-            self._host.fire(job, watched.event)
+            known = self._may_know(job.owner, ending)
+            if known not in encoded:
+                encoded[known] = _event(watched, ending if known else _withheld(ending))
+            self._host.fire(job, encoded[known])
             self._host.exhaust(job, "the process has ended")
+
+    def _may_know(self, principal: Principal, ending: Ending) -> bool:
+        """Whether the process was still the caller's when it ended. Not known where it was reaped at once:
+        then the status, if there is one, is what the kernel tells everybody (sources/pidfd.py).
+        """
+        if ending.facts is None:
+            return True
+        try:
+            self._check_right(principal, ending.facts)
+        except AemError:
+            return False
+        return True
+
+
+def _withheld(ending: Ending) -> Ending:
+    """What is left of it for a user who may no longer know of the process."""
+    source = "it had changed its credentials, so how it ended is no longer for this user"
+    return replace(ending, wait_status=None, reaped=False, source=source)
+
+
+def _event(watched: _Watched, ending: Ending) -> bytes:
+    real_ns, mono_ns = watched.times
+    return encode(
+        event_pb2.Event(
+            type="exited",
+            real_time_ns=real_ns,
+            mono_time_ns=mono_ns,
+            process=payload(watched.source.facts, ending),
+        )
+    )
 
 
 def payload(facts: Facts, ending: Ending) -> process_pb2.ProcessEvent:

@@ -88,6 +88,7 @@ class User(Basic):
         self._times = (0, 0)
         self._head = b""
         self._sender: Principal | None = None
+        self._seen_from = 0  # the pid namespace that the sender's pid in the tail belongs to
         self._tail = b""
 
     def raise_events(
@@ -209,7 +210,7 @@ class User(Basic):
 
     def _encode(self, principal: Principal, channel: _Channel, payloads: Sequence[bytes]) -> list[bytes]:
         """The Events of one Raise, as protobuf would encode them."""
-        head, before, after = self._event_head(), channel.encoded, self._event_tail(principal)
+        head, before, after = self._event_head(), channel.encoded, self._event_tail(principal, channel.owner)
         events = []
         length = -1
         for payload in payloads:
@@ -230,11 +231,12 @@ class User(Basic):
             self._head = b"".join((_EVENT_TYPE, _EVENT_REAL, real, _EVENT_MONO, mono, _EVENT_USER))
         return self._head
 
-    def _event_tail(self, principal: Principal) -> bytes:
-        if principal is not self._sender:
-            self._sender = principal
+    def _event_tail(self, principal: Principal, owner: Owner) -> bytes:
+        if principal is not self._sender or owner.pid_namespace != self._seen_from:
+            self._sender, self._seen_from = principal, owner.pid_namespace
+            pid = principal.pid_for(owner)
             self._tail = _USER_UID + _varint(principal.uid) if principal.uid else b""
-            self._tail += _USER_PID + _varint(principal.pid) if principal.pid else b""
+            self._tail += _USER_PID + _varint(pid) if pid else b""
         return self._tail
 
 

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 
 from aemd.core.principal import Owner, Principal
 from aemd.peer.cgroup import CGROUP_BYTES, parse_cgroup, unit_of
+from aemd.sources.pidnamespace import STATUS_BYTES, parse_nspid
 
 SO_PEERSEC = 31  # include/uapi/asm-generic/socket.h; Python 3.11 names none of them
 SO_PEERGROUPS = 59
@@ -43,7 +44,7 @@ SO_PEERPIDFD = 77
 NAMESPACE_UNKNOWN = 1  # numbers of nsfs begin at 0xEFFFFFF8
 GROUPS_BYTES_MAX = 65_536 * 4  # NGROUPS_MAX of limits.h
 LABEL_BYTES_MAX = 4_096  # SELinux has some 100; AppArmor's grow with every stacked profile
-STAT_BYTES, STATUS_BYTES = 4_096, 8_192  # of proc(5); they have some 350 and 1,500
+STAT_BYTES = 4_096  # /proc/PID/stat has some 350
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _UCRED = struct.Struct("iII")
@@ -127,15 +128,6 @@ def parse_start_time(stat: bytes) -> int:
         return int(fields[19])
     except (IndexError, ValueError):
         return 0
-
-
-def parse_nspid(status: bytes) -> tuple[int, ...]:
-    """The pids of a /proc/PID/status, from the reader's namespace inwards; the last is the process's own."""
-    _, _, rest = status.partition(b"\nNSpid:")
-    try:
-        return tuple(map(int, rest.partition(b"\n")[0].split()))
-    except ValueError:
-        return ()
 
 
 def pidfd_alive(pidfd: int) -> bool:

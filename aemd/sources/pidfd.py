@@ -28,6 +28,12 @@ more; then the end is reported with the status unknown. A zombie that nobody rea
 waits for the process, and a status that nobody has read must not be given out as 0. On a kernel without
 PIDFD_GET_INFO there is nothing to wait for, so there is no grace.
 
+Whose it is in the end. A process may have become another user's after its registration, by executing a
+set-user-ID program. A zombie still has its credentials, so they are read once more in the first window and go
+with the ending: whoever may not watch it any more must not learn what stat says. In the second window nobody
+knows them any longer. There the kernel itself tells the status to every holder of a pidfd, and pidfd_open(2)
+asks for no right: it is what the caller could have had without the daemon.
+
 waitid(2) with P_PIDFD is for children only (ECHILD), and taking the status of somebody's child would be
 stealing it.
 
@@ -76,7 +82,9 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Who a process is. `uids`: real, effective and saved; `user_namespace` is 0 for the daemon's own."""
+    """Who a process is. `pid`: as it is known to who watches it. `uids`: real, effective and saved;
+    `user_namespace` is 0 for the daemon's own.
+    """
 
     pid: int
     start_time_ticks: int
@@ -88,12 +96,13 @@ class Facts:
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a process ended. `wait_status` as in wait(2), None where nobody says it; `source` is "stat" or
-    "pidfd", or why there is none.
+    "pidfd", or why there is none. `facts`: who it was in the end; None if it was reaped before that was read.
     """
 
     wait_status: int | None
     reaped: bool
     source: str
+    facts: Facts | None
 
 
 def gone(pid: int) -> AemError:
@@ -108,15 +117,20 @@ class ProcessExit:
 
     Costs one descriptor, which the caller has charged. Raises AemError: gone(), RESOURCE_EXHAUSTED for
     descriptors, FAILED_PRECONDITION for a kernel without pidfd_open(2), which came with Linux 5.3.
+    `known_as`: its pid for who watches, in facts and errors, where that is not the daemon's own.
     """
 
-    def __init__(self, reactor: Reactor, pid: int, on_end: Callable[[Ending], None]) -> None:
+    def __init__(
+        self, reactor: Reactor, pid: int, on_end: Callable[[Ending], None], *, known_as: int = 0
+    ) -> None:
         self._reactor = reactor
         self._on_end = on_end
         self._grace: Timer | None = None
+        self._known_as = known_as or pid
+        self._facts_at_end: Facts | None = None
         self.pid = pid
         self.ending: Ending | None = None
-        self._fd = _pidfd_open(pid)
+        self._fd = _pidfd_open(pid, self._known_as)
         try:
             self.facts = self.identify()
             _add(reactor, self._fd, self._ready)
@@ -130,9 +144,9 @@ class ProcessExit:
         uids = _read_uids(self.pid)
         namespace = _user_namespace(self.pid)
         if stat is None or uids is None or self.is_reaped():
-            raise gone(self.pid)
+            raise gone(self._known_as)
         command = stat.command.decode("utf-8", "backslashreplace")
-        return Facts(self.pid, stat.start_time_ticks, command, uids, namespace)
+        return Facts(self._known_as, stat.start_time_ticks, command, uids, namespace)
 
     def is_reaped(self) -> bool:
         """Whether the pid may name another process by now."""
@@ -172,24 +186,24 @@ class ProcessExit:
     def _known(self) -> Ending | None:
         """How the process ended, if one of the two windows tells."""
         try:
+            self._facts_at_end = self.identify()
             stat = _read_stat(self.pid) if _may_read(self.pid) else None
-        except AemError:  # no descriptor is left to read it with; the process has ended all the same
+        except AemError:  # reaped, or no descriptor is left to read it with; it has ended all the same
             stat = None
+        facts = self._facts_at_end
         if stat is not None and stat.start_time_ticks == self.facts.start_time_ticks and stat.state in "ZX":
-            return Ending(stat.wait_status, self.is_reaped(), "stat")
+            return Ending(stat.wait_status, self.is_reaped(), "stat", facts)
         status = _read_exit_info(self._fd)
-        return None if status is None else Ending(status, reaped=True, source="pidfd")
+        return None if status is None else Ending(status, reaped=True, source="pidfd", facts=facts)
 
     def _unknown(self) -> Ending:
-        if self.is_reaped():
-            return Ending(
-                None, reaped=True, source="it was reaped, and this kernel does not keep how it ended"
-            )
-        return Ending(
-            None,
-            reaped=False,
-            source="the daemon may not read how it ended before it is reaped; a daemon run by root may",
+        reaped = self.is_reaped()
+        source = (
+            "it was reaped, and this kernel does not keep how it ended"
+            if reaped
+            else "the daemon may not read how it ended before it is reaped; a daemon run by root may"
         )
+        return Ending(None, reaped, source, self._facts_at_end)
 
     def _end(self, ending: Ending) -> None:
         if self.ending is None:
@@ -247,7 +261,7 @@ def _add(reactor: Reactor, fd: int, callback: Callable[[int], None]) -> None:
         ) from None
 
 
-def _pidfd_open(pid: int) -> int:
+def _pidfd_open(pid: int, known_as: int) -> int:
     try:
         return os.pidfd_open(pid)
     except OSError as error:
@@ -262,12 +276,21 @@ def _pidfd_open(pid: int) -> int:
                 "pidfd_open: this kernel has none; it came with Linux 5.3",
                 feature="pidfd_open",
             ) from None
-        raise gone(pid) from None  # ESRCH; EINVAL and ENOENT for the id of a thread
+        raise gone(known_as) from None  # ESRCH; EINVAL and ENOENT for the id of a thread
 
 
 def _read_stat(pid: int) -> Stat | None:
     content = _read_proc(pid, "stat")
     return None if content is None else parse_stat(content)
+
+
+def read_start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat in clock ticks since boot; 0 if it cannot be read."""
+    try:
+        stat = _read_stat(pid)
+    except (AemError, ValueError):
+        return 0
+    return 0 if stat is None else stat.start_time_ticks
 
 
 def _read_uids(pid: int) -> tuple[int, int, int] | None:

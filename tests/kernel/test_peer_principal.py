@@ -21,7 +21,6 @@ from aemd.peer.principal import (
     Namespaces,
     Self,
     UnidentifiedError,
-    parse_nspid,
     parse_start_time,
     pidfd_alive,
     read_principal,
@@ -353,17 +352,3 @@ def test_reading_leaves_no_descriptor(listener: socket.socket) -> None:
 )
 def test_start_time_is_field_22(stat: bytes, ticks: int) -> None:
     assert parse_start_time(stat) == ticks
-
-
-@pytest.mark.parametrize(
-    ("status", "pids"),
-    [
-        (b"Name:\tx\nNSpid:\t4242\t17\t1\nNSpgid:\t1\n", (4242, 17, 1)),
-        (b"Name:\tx\nNSpid:\t7\n", (7,)),
-        (b"Name:\tx\n", ()),
-        (b"Name:\tNSpid:\t3\nNSpid:\tx\n", ()),
-        (b"", ()),
-    ],
-)
-def test_pids_are_the_line_nspid(status: bytes, pids: tuple[int, ...]) -> None:
-    assert parse_nspid(status) == pids

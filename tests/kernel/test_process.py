@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -317,11 +320,139 @@ def test_own_process_and_for_the_administrator_everybodys(host, module):
         assert told(host, 2).uid == SOMEBODY
 
 
-def test_a_number_of_another_pid_namespace_is_refused(host, module):
-    with pytest.raises(AemError, match="pid namespace") as caught:
-        watch(host, module, os.getpid(), owner=principal(os.getuid(), pid_namespace=4_026_532_000))
-    assert caught.value.code is Code.FAILED_PRECONDITION
-    assert caught.value.reason == "PID_NAMESPACE"
+class SetUser:
+    """A process of one user that executes a program of another's when it is told to.
+
+    Its program has the set-user-ID bit; skips where the file system does not honour that.
+    """
+
+    def __init__(self, folder: Path, *, uid: int, becomes: int) -> None:
+        copy = folder / "cat"
+        shutil.copy("/bin/cat", copy)
+        os.chown(copy, becomes, -1)
+        copy.chmod(0o4755)
+        folder.chmod(0o755)
+        self.becomes = becomes
+        code = (
+            f"import os, sys; os.setresuid({uid}, {uid}, {uid}); print('ready', flush=True); os.read(0, 1)\n"
+            f"os.execl({str(copy)!r}, 'cat')"
+        )
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe)
+        assert self.process.stdout.readline() == b"ready\n"
+        self.pid = self.process.pid
+
+    def change(self) -> None:
+        """Let it; returns once the other program runs."""
+        self.process.stdin.write(b"x\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == b"\n"  # the rest of the line, copied by cat
+        if pidfd._read_uids(self.pid)[1] != self.becomes:
+            pytest.skip("needs a file system that honours set-user-ID")
+
+    def end(self) -> None:
+        """Kill it; it is a zombie then."""
+        self.process.kill()
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+    def wait(self) -> int:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait()
+
+
+@pytest.fixture
+def changer() -> Iterator[SetUser]:
+    with tempfile.TemporaryDirectory() as folder:
+        process = SetUser(Path(folder), uid=SOMEBODY, becomes=NOBODY)
+        yield process
+        if process.process.returncode is None:
+            process.process.kill()
+            process.wait()
+
+
+@needs_root
+def test_a_process_that_has_become_anothers_is_told_to_have_ended_and_not_how(host, module, changer):
+    job = watch(host, module, changer.pid, owner=principal(SOMEBODY))
+    changer.change()
+    with pytest.raises(AemError, match="never existed"):
+        watch(host, module, changer.pid, owner=principal(SOMEBODY))
+    everybodys = watch(host, module, changer.pid)
+    changer.end()
+    host.wait_for(2)
+    seen = {fired.job.id: fired.event.process for fired in host.fired}
+    assert facts(seen[job.id])[:4] == [UNKNOWN, 0, 0, False]
+    assert "changed its credentials" in seen[job.id].source
+    assert not seen[job.id].signal_name
+    assert (seen[job.id].uid, seen[job.id].command) == (SOMEBODY, "python")
+    assert seen[everybodys.id].signal == signal.SIGKILL
+    changer.wait()
+
+
+@needs_root
+def test_what_was_withheld_stays_so_when_the_job_is_started_after_the_reap(host, module, changer):
+    job = watch(host, module, changer.pid, owner=principal(SOMEBODY))
+    module.stop(job)
+    changer.change()
+    changer.end()
+    host.wait_until(lambda: job.data.source.ending)
+    changer.wait()
+    module.start(job)
+    assert facts(told(host))[:4] == [UNKNOWN, 0, 0, False]
+
+
+@needs_root
+@pytest.mark.skipif(not keeps_endings(), reason="needs PIDFD_INFO_EXIT of Linux 6.15")
+def test_who_a_zombie_was_is_remembered_until_its_status_is_known(changer):
+    """A daemon that may not read the status of the zombie, and hears of it when it is reaped."""
+    asked_out, asked = os.pipe()
+    ready_out, ready = os.pipe()
+
+    def body(host: FakeHost, module: Process) -> object:
+        job = watch(host, module, changer.pid, owner=principal(SOMEBODY))
+        os.write(ready, b"x")
+        host.wait_until(lambda: job.data.source._grace)
+        os.write(asked, b"x")
+        return facts(told(host))
+
+    daemon = os.fork()
+    if not daemon:
+        outcome = as_user(NOBODY, body)
+        os._exit(0 if outcome[:4] == [UNKNOWN, 0, 0, False] and "changed" in outcome[4] else 1)
+    os.read(ready_out, 1)
+    changer.change()
+    changer.end()
+    os.read(asked_out, 1)
+    changer.wait()
+    assert os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1]) == 0
+    for fd in (asked_out, asked, ready_out, ready):
+        os.close(fd)
+
+
+@needs_root
+@pytest.mark.skipif(not keeps_endings(), reason="needs PIDFD_INFO_EXIT of Linux 6.15")
+def test_the_kernel_tells_any_holder_of_a_pidfd_how_a_process_ended(child):
+    """Why the status of a process that was reaped at once is not withheld: nobody needs a right for it."""
+    one = child(lambda: os._exit(7))
+
+    def body(host: FakeHost, module: Process) -> object:
+        held = os.pidfd_open(one.pid)
+        os.write(asked, b"x")
+        select.select([held], [], [])
+        os.read(reaped, 1)
+        return pidfd._read_exit_info(held)
+
+    asked_out, asked = os.pipe()
+    reaped, reaped_in = os.pipe()
+    stranger = os.fork()
+    if not stranger:
+        os._exit(0 if as_user(NOBODY, body) == 7 << 8 else 1)
+    os.read(asked_out, 1)
+    one.end().wait()
+    os.write(reaped_in, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(stranger, 0)[1]) == 0
+    for fd in (asked_out, asked, reaped, reaped_in):
+        os.close(fd)
 
 
 @needs_root

@@ -217,7 +217,7 @@ class Datagrams:
             payload = socket_pb2.SocketEvent.FromString(before)
             payload.data = bytes(self._view[:size])
             payload.truncated = size > len(self._view)
-            found = credentials_message(who)
+            found = credentials_message(who, self.job.owner)
             if found is not None:
                 payload.credentials.CopyFrom(found)
             event = self._shared.clock.event("data", key, payload)

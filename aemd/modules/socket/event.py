@@ -7,7 +7,9 @@ those of the loop's turn, and encoded once per turn. All other events go through
 
 from __future__ import annotations
 
+from aemd.core.principal import Principal
 from aemd.modules.contract import Address, encode
+from aemd.sources.pidnamespace import callers_pid
 from aemd.sources.reactor import Reactor
 from aemd.sources.socket import Credentials, RawAddress, parse_name
 from aemd.v1 import event_pb2, socket_pb2
@@ -109,8 +111,9 @@ def address_message(found: Address) -> socket_pb2.SocketAddress:
     )
 
 
-def credentials_message(found: Credentials | None) -> socket_pb2.PeerCredentials | None:
-    """A peer's credentials for a client; a pid of another namespace is 0."""
+def credentials_message(found: Credentials | None, owner: Principal) -> socket_pb2.PeerCredentials | None:
+    """A peer's credentials for the owner of the job; a pid that is none in his namespace is 0."""
     if found is None:
         return None
-    return socket_pb2.PeerCredentials(pid=found.pid, uid=found.uid, gid=found.gid)
+    pid = callers_pid(owner, found.pid)
+    return socket_pb2.PeerCredentials(pid=pid, uid=found.uid, gid=found.gid)

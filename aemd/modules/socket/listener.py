@@ -255,7 +255,7 @@ class Listener:
             connection=connection.number,
             local=address_message(address(family, sock.getsockname())),
             peer=address_message(address(family, raw)),
-            credentials=credentials_message(peer_credentials(sock)) if unix else None,
+            credentials=credentials_message(peer_credentials(sock), self.job.owner) if unix else None,
             room_bytes=self.room_bytes,
         )
         self.fire(connection.key, self.clock.event("accepted", connection.key, payload))

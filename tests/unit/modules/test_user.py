@@ -21,8 +21,17 @@ from aemd.v1 import event_pb2, job_pb2, user_pb2
 REAL_NS, MONO_NS = 1_780_000_000_123_456_789, 987_654_321
 
 
-def who(uid: int, *, pid: int = 77, administrator: bool = False, user_namespace: int = 0) -> Principal:
-    return Principal(Owner(uid, user_namespace), uid, (), pid, 0, administrator)
+def who(
+    uid: int,
+    *,
+    pid: int = 77,
+    administrator: bool = False,
+    user_namespace: int = 0,
+    pid_namespace: int = 0,
+    own_pid: int = 0,
+) -> Principal:
+    owner = Owner(uid, user_namespace, pid_namespace)
+    return Principal(owner, uid, (), pid, 0, administrator, own_pid=own_pid)
 
 
 @dataclass(eq=False)
@@ -207,3 +216,14 @@ def test_close_of_all_jobs_leaves_nothing(user):
         user.close(job)
     assert not user._channels
     assert not user._used
+
+
+def test_sender_is_named_by_the_number_that_the_channels_owner_knows(user: User, host: Host) -> None:
+    inside = who(1_000, pid=4_242, pid_namespace=9, own_pid=7)
+    root = who(0, pid=77, administrator=True)
+    listen(user, 1, inside, "c")
+    listen(user, 2, who(1_000), "c")
+    for sender, uid in ((inside, None), (root, 1_000), (inside, None)):
+        assert user.raise_events(sender, "c", [b""], uid) == 1
+    pids = [(job, event_pb2.Event.FromString(event).user.sender_pid) for job, event in host.fired]
+    assert pids == [(1, 7), (2, 77), (1, 7)]
