@@ -30,11 +30,11 @@ ENDS_PER_TURN = 2_000  # jobs whose sessions have ended: 10 ms with what their m
 class Course:
     """The state of the engine, and the steps that several commands share."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, accounts: Accounts | None = None) -> None:
         self.limits = limits
+        self.accounts = accounts or Accounts()
         self.now = Now(0, 0)
         self._options = OptionsParser(limits)
-        self._accounts = Accounts(limits)
         self._registry = Registry()
         self._tallies = Tallies()
         self._deadlines = Deadlines()
@@ -126,7 +126,7 @@ class Course:
         session.leases[lease_ns] -= 1
         if not session.leases[lease_ns]:
             del session.leases[lease_ns]
-        self._accounts.refund_job(session.account)
+        session.account.refund("jobs")
         self._registry.remove_job(job)
 
     def _schedule_ack(self, binding: Binding) -> None:
@@ -227,4 +227,4 @@ class Course:
 
     def _settle_account(self, session: Session) -> None:
         self._tallies.close(session.principal.owner)
-        self._accounts.refund_session(session.account)
+        session.charge.refund()

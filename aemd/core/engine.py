@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from aemd.core.accounts import Accounts
 from aemd.core.answers import Answers
 from aemd.core.binding import Binding
 from aemd.core.deadlines import Due
 from aemd.core.effects import Effect
-from aemd.core.errors import invalid, not_found
+from aemd.core.errors import exhausted, invalid, not_found
 from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
 from aemd.core.now import Now
@@ -40,10 +41,14 @@ class Totals:
 
 
 class Engine(Stimuli, Answers):
-    """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess."""
+    """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess; `accounts` are those
+    of the whole daemon.
+    """
 
-    def __init__(self, limits: Limits, *, new_token: Callable[[], bytes]) -> None:
-        super().__init__(limits)
+    def __init__(
+        self, limits: Limits, *, new_token: Callable[[], bytes], accounts: Accounts | None = None
+    ) -> None:
+        super().__init__(limits, accounts)
         self._new_token = new_token
         self.find_session = self._registry.find_session
         self.sessions_of = self._registry.sessions_of
@@ -59,12 +64,12 @@ class Engine(Stimuli, Answers):
         self.now = now
         _check_label("label", label)
         _check_label("sdk", sdk)
-        account = self._accounts.charge_session(principal.uid)
         session = Session(
             self._next_session,
             principal,
-            account,
+            self.accounts.charge(principal, "sessions"),
             self._tallies.open(principal.owner),
+            allowance=self.accounts.allowance(principal),
             token=self._new_token(),
             label=label,
             sdk=sdk,
@@ -101,6 +106,7 @@ class Engine(Stimuli, Answers):
         session.lapsing = None
         session.connected = True
         session.generation += 1
+        session.allowance = self.accounts.allowance(principal)
         self._set_session_credit(session, credit)
         for binding in list(session.bindings.values()):
             self._restream(binding, positions.get(binding.id, (0, 0)))
@@ -167,7 +173,7 @@ class Engine(Stimuli, Answers):
         self.now = now
         _check_label("label", label)
         parsed = self._options.parse(options, module)
-        self._accounts.charge_job(session.account, len(session.bindings))
+        self._charge_job(session)
         job = Job(
             self._next_job,
             session.principal,
@@ -190,6 +196,21 @@ class Engine(Stimuli, Answers):
         session.leases[parsed.lease_ns] += 1
         self._registry.add_job(job)
         return job
+
+    def _charge_job(self, session: Session) -> None:
+        jobs, most = len(session.bindings), self.limits.jobs_per_session
+        if jobs >= most:
+            raise exhausted(
+                "the session",
+                limit=most,
+                used=jobs,
+                key="limits.jobs_per_session",
+                what="too many jobs",
+                way_out="or open another session",
+            )
+        account, allowance = session.account, session.allowance
+        account.take("registrations_per_second", allowance, self.now.mono_ns)
+        account.charge("jobs", allowance)
 
     def discard(self, job: Job) -> None:
         """Its module refused it: as if it had never been. The id is used up."""
@@ -294,6 +315,11 @@ class Engine(Stimuli, Answers):
         modules.
         """
         return self._tallies.sums(owner)
+
+    def change_quotas(self) -> None:
+        """Who may have how much has changed. Nothing is taken away. Cost: of the sessions."""
+        for session in self._registry.sessions():
+            session.allowance = self.accounts.allowance(session.principal)
 
     def totals(self, principal: Principal) -> Totals:
         """What `principal` has; for the administrator what all have. Cost: of the sessions."""

@@ -37,8 +37,8 @@ class AemError(Exception):
     `code` is the canonical code, `reason` the stable UPPER_SNAKE_CASE word for programs, the message
     says what was wrong, the value, the limit and the way out. `details` are facts by name; these names
     have a meaning for the wire: `field` (BadRequest), `subject`, `limit`, `used`, `key` (QuotaFailure;
-    `key` is the configuration key that raises it), `feature` (PreconditionFailure), `help` (a URL or a
-    manual page).
+    `key` is the configuration key that raises it), `retry_ns` (RetryInfo), `feature`
+    (PreconditionFailure), `help` (a URL or a manual page).
     """
 
     def __init__(self, code: Code, reason: str, message: str, **details: object) -> None:
@@ -71,3 +71,43 @@ def exhausted(subject: str, *, limit: int, used: int, key: str, what: str, way_o
         used=used,
         key=key,
     )
+
+
+def over_quota(
+    resource: str, *, uid: int | None, used: int, limit: int, more: int, key: str = ""
+) -> AemError:
+    """A user has all that it may have of `resource`; `uid` None: the daemon has.
+
+    `key`: what makes a pool larger, where the pool is short and not the user's own quota.
+    """
+    subject = "the daemon" if uid is None else f"uid {uid}"
+    way_out = f"raise {key}" if key else _way_out(resource)
+    return AemError(
+        Code.RESOURCE_EXHAUSTED,
+        "QUOTA_REACHED",
+        f"{more} more {resource}: {subject} has {used} of {limit}; free some, or {way_out}",
+        subject=subject,
+        limit=limit,
+        used=used,
+        key=key or f"quota.{resource}",
+    )
+
+
+def over_rate(resource: str, *, uid: int, rate: int, more: int, wait_ns: int) -> AemError:
+    """A user does something more often than it may; `wait_ns` 0: so much at once is never possible."""
+    when = f"try again in {wait_ns / 1e9:.3g} s" if wait_ns else "less of it at once"
+    error = AemError(
+        Code.RESOURCE_EXHAUSTED,
+        "QUOTA_REACHED",
+        f"{more} more {resource}: uid {uid} may have {rate} a second; {when}, or {_way_out(resource)}",
+        subject=f"uid {uid}",
+        limit=rate,
+        key=f"quota.{resource}",
+    )
+    if wait_ns:
+        error.details["retry_ns"] = str(wait_ns)
+    return error
+
+
+def _way_out(resource: str) -> str:
+    return f"raise {resource} in a [[quota]] of the policy (/etc/aemd/policy.d/*.toml)"

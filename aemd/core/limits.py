@@ -35,11 +35,7 @@ class Limits:
     params_max: int = 64  # parameters of one job
     params_bytes: int = 64 * 1024  # all of them together
 
-    sessions_per_uid: int = 2_048
-    connections_per_uid: int = 8_192
-    jobs_per_session: int = 262_144
-    jobs_per_uid: int = 2_200_000  # AEM showed two million
-    channels_per_uid: int = 65_536
+    jobs_per_session: int = 262_144  # of a user: core/quota.py
 
     session_events: int = 4_096  # credit of a session that asks for none
     session_bytes: int = 256 * 1024

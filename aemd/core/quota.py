@@ -53,13 +53,13 @@ class Quotas(Protocol):
 
 
 class DefaultQuotas:
-    """Everybody has the defaults."""
+    """Everybody has the same."""
 
-    __slots__ = ()
+    __slots__ = ("_answer",)
+
+    def __init__(self, quota: Quota | None = None) -> None:
+        self._answer: tuple[Quota, Mapping[str, str]] = (quota or Quota(), {})
 
     def quota(self, principal: Principal) -> tuple[Quota, Mapping[str, str]]:  # noqa: ARG002
         """The defaults."""
-        return _DEFAULTS
-
-
-_DEFAULTS: tuple[Quota, Mapping[str, str]] = (Quota(), {})
+        return self._answer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aemd.core.outbox import Outbox
 
 if TYPE_CHECKING:
-    from aemd.core.accounts import Account
+    from aemd.core.accounts import Allowance, Charge
     from aemd.core.binding import Binding
     from aemd.core.principal import Principal
     from aemd.core.tally import Sheet
@@ -36,7 +36,9 @@ class Session(Outbox):
 
     __slots__ = (
         "account",
+        "allowance",
         "bindings",
+        "charge",
         "create_time_ns",
         "ended",
         "generation",
@@ -59,9 +61,10 @@ class Session(Outbox):
         self,
         session_id: int,
         principal: Principal,
-        account: Account,
+        charge: Charge,
         sheet: Sheet,
         *,
+        allowance: Allowance,
         token: bytes,
         label: str,
         sdk: str,
@@ -71,7 +74,9 @@ class Session(Outbox):
         super().__init__(ready_sessions)  # type: ignore[arg-type]
         self.id = session_id
         self.principal = principal
-        self.account = account
+        self.charge = charge
+        self.account = charge.account
+        self.allowance = allowance  # of its user; changes when the policy does
         self.sheet = sheet
         self.token = token
         self.token_before = b""

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from aemd.core.accounts import Charge
 from aemd.core.errors import AemError, Code
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
@@ -125,11 +126,18 @@ class Host(Protocol):
     def right(self, principal: Principal, act: Act) -> None:
         """Return if allowed, else raise AemError."""
 
-    def charge(self, job: Job, descriptors: int) -> None:
-        """Reserve so many descriptors before they are opened; raises AemError if there are too few."""
+    def charge(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
+        """Reserve so many descriptors before they are opened, and `sources`, live kernel objects that feed
+        jobs (a listener, a pidfd), before they are made; raises AemError if there are too few.
+        """
 
-    def refund(self, job: Job, descriptors: int) -> None:
+    def refund(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
         """Give back what charge() took. What a job still holds is refunded after close()."""
+
+    def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
+        """Charge `count` of a quota's resource (core/quota.py) to the user of `job`; whatever needs it keeps
+        the Charge and refunds it. Raises AemError if there is too little.
+        """
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
         """A stimulus hit `job`: `event` is what encode() gave, `count` how many stimuli it stands for.

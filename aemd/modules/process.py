@@ -103,7 +103,7 @@ class Process(Basic):
         except BaseException:
             if not watched.jobs:
                 self._forget(watched)
-                self._host.refund(job, 1)
+                self._host.refund(job, 1, sources=1)
             raise
         watched.jobs[job.id] = job
         job.data = watched
@@ -150,13 +150,13 @@ class Process(Basic):
 
     def _watch(self, job: Job, pid: int, known_as: int) -> _Watched:
         """Open the process; its end is handled before it is known who shares it."""
-        self._host.charge(job, 1)
+        self._host.charge(job, 1, sources=1)
         try:
             source = ProcessExit(
                 self._host.reactor, pid, lambda ending: self._ended(watched, ending), known_as=known_as
             )
         except BaseException:
-            self._host.refund(job, 1)
+            self._host.refund(job, 1, sources=1)
             raise
         watched = _Watched(job.owner.owner, source, job)
         self._watched[watched.owner, pid] = watched
@@ -164,9 +164,9 @@ class Process(Basic):
 
     def _hand_on_charge(self, watched: _Watched, leaving: Job) -> None:
         heir = next(iter(watched.jobs.values()))
-        self._host.refund(leaving, 1)
+        self._host.refund(leaving, 1, sources=1)
         try:
-            self._host.charge(heir, 1)
+            self._host.charge(heir, 1, sources=1)
         except AemError:  # the daemon is short of descriptors, but this one is open and stays so
             watched.charged = None
         else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aemd.core.accounts import Charge
 from aemd.core.errors import exhausted, invalid
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act
@@ -32,12 +33,13 @@ class _Channel:
     What every Raise on it needs is made once: the act that is checked, and the name as it is encoded.
     """
 
-    __slots__ = ("act", "armed", "encoded", "name", "open_jobs", "owner")
+    __slots__ = ("act", "armed", "charge", "encoded", "name", "open_jobs", "owner")
 
-    def __init__(self, owner: Owner, name: str) -> None:
+    def __init__(self, owner: Owner, name: str, charge: Charge) -> None:
         encoded = name.encode()
         self.owner = owner
         self.name = name
+        self.charge = charge  # of whoever listened first
         self.act = _raising(owner, name)
         self.encoded = _USER_CHANNEL + _varint(len(encoded)) + encoded
         self.open_jobs = 0
@@ -82,7 +84,6 @@ class User(Basic):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._channels: dict[tuple[Owner, str], _Channel] = {}
-        self._used: dict[Owner, int] = {}
         # Parts of an encoded event that outlast one Raise: the times are those of the loop's turn, and a
         # program raises more than once.
         self._times = (0, 0)
@@ -129,7 +130,8 @@ class User(Basic):
         self._host.right(job.owner, Act(what=f"listen to channel {name}", owner=owner))
         channel = self._channels.get((owner, name))
         if channel is None:
-            channel = self._new_channel(owner, name)
+            channel = _Channel(owner, name, self._host.hold(job, "channels"))
+            self._channels[owner, name] = channel
         channel.open_jobs += 1
         job.data = channel
 
@@ -148,9 +150,7 @@ class User(Basic):
         channel.open_jobs -= 1
         if not channel.open_jobs:
             del self._channels[channel.owner, channel.name]
-            self._used[channel.owner] -= 1
-            if not self._used[channel.owner]:
-                del self._used[channel.owner]
+            channel.charge.refund()
 
     def details(self, job: Job) -> dict[str, str]:
         """Which channel, and how many listen to it."""
@@ -160,20 +160,6 @@ class User(Basic):
             "uid": str(channel.owner.uid),
             "listeners": str(len(channel.armed)),
         }
-
-    def _new_channel(self, owner: Owner, name: str) -> _Channel:
-        used, limit = self._used.get(owner, 0), self._host.limits.channels_per_uid
-        if used >= limit:
-            raise exhausted(
-                f"uid {owner.uid}",
-                limit=limit,
-                used=used,
-                key="limits.channels_per_uid",
-                what=f"channel {name}: no more channels",
-            )
-        self._used[owner] = used + 1
-        channel = self._channels[owner, name] = _Channel(owner, name)
-        return channel
 
     def _check_payloads(self, payloads: Sequence[bytes]) -> None:
         if not payloads:

@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from aemd import link
+from aemd.core.accounts import Charge
 from aemd.core.errors import Code
 from aemd.core.principal import Principal
 from aemd.link import Cut, Frame, Kind, LinkError
@@ -36,11 +37,14 @@ STREAMS_PER_USER_MAX = 16_384  # of them, so that users who share a front leave 
 class Connection:
     """A connection of a client: in the hands of a front, known here by its number."""
 
-    __slots__ = ("closing", "front", "number", "principal", "process", "streams")
+    __slots__ = ("charge", "closing", "front", "number", "principal", "process", "streams")
 
-    def __init__(self, *, number: int, principal: Principal, process: Process, front: Front) -> None:
+    def __init__(
+        self, *, number: int, principal: Principal, charge: Charge, process: Process, front: Front
+    ) -> None:
         self.number = number
         self.principal = principal
+        self.charge = charge
         self.process = process
         self.front = front
         self.closing = False  # the front was told to close it, and has not said that it did

@@ -16,9 +16,10 @@ import shutil
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from aemd.core.accounts import Accounts, Charge
+from aemd.core.errors import AemError
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
 from aemd.core.quota import Quota
@@ -70,10 +71,12 @@ class Peers:
         public: bool,
         open_stream: Callable[[Stream], StreamHandler],
         process_gone: Callable[[Principal], None],
+        accounts: Accounts | None = None,
         command: Sequence[str] = (),
         peer_pidfd: bool = True,
     ) -> None:
-        """`public`: anybody may connect (mode 0666), else the daemon's own user only.
+        """`public`: anybody may connect (mode 0666), else the daemon's own user only. `accounts`: of
+        those who pay for connections.
 
         `command` starts the zygote, if not this program's own does. `peer_pidfd`: as in Self.
         """
@@ -87,7 +90,7 @@ class Peers:
         self._place: accept.Place | None = None
         self._acceptor: accept.Acceptor | None = None
         self._connections: dict[int, Connection] = {}
-        self._per_uid: Counter[int] = Counter()
+        self._accounts = accounts or Accounts()
         self._last = 0
         self._gate = Gate(Quota().connections_per_second)
         self._refusals = Refusals()
@@ -109,7 +112,10 @@ class Peers:
 
     def connections_of(self, principal: Principal) -> int:
         """How many the user of `principal` has; for the administrator how many there are."""
-        return len(self._connections) if principal.administrator else self._per_uid[principal.uid]
+        if principal.administrator:
+            return len(self._connections)
+        account = self._accounts.find(principal.uid)
+        return account.used("connections") if account is not None else 0
 
     @property
     def fronts(self) -> int:
@@ -214,10 +220,7 @@ class Peers:
     def connection_over(self, connection: Connection) -> None:
         """Refund it."""
         del self._connections[connection.number]
-        uid = connection.principal.uid
-        self._per_uid[uid] -= 1
-        if not self._per_uid[uid]:
-            del self._per_uid[uid]
+        connection.charge.refund()
         connection.process.connections.discard(connection.number)
         self._processes.release(connection.process)
         if not connection.front.connections:
@@ -250,20 +253,23 @@ class Peers:
             os.close(pidfd)
             self._refuse(sock, uid, TOO_FAST)
             return
-        if self._has_too_many(principal):
+        charge = self._charge(principal)
+        if charge is None:
             os.close(pidfd)
             self._refuse(sock, uid, TOO_MANY)
             return
         front = self._fronts.choose(principal)
         if front is None:
+            charge.refund()
             sock.close()
             os.close(pidfd)
             return
         process = self._processes.hold(principal, pidfd)
         self._last += 1
-        connection = Connection(number=self._last, principal=principal, process=process, front=front)
+        connection = Connection(
+            number=self._last, principal=principal, charge=charge, process=process, front=front
+        )
         self._connections[connection.number] = connection
-        self._per_uid[principal.uid] += 1
         process.connections.add(connection.number)
         if not front.hand_over(connection, sock) and connection.number in self._connections:
             self.connection_over(connection)
@@ -272,15 +278,21 @@ class Peers:
         sock.close()
         self._refusals.note(uid, cause, self._reactor.mono_ns())
 
-    def _has_too_many(self, principal: Principal) -> bool:
-        """Whether its user has enough connections, or processes, each of which costs a descriptor here."""
-        uid = principal.uid
-        if self._per_uid[uid] >= self._limits.connections_per_uid:
-            return True
+    def _charge(self, principal: Principal) -> Charge | None:
+        """One connection more; None if its user has enough of them, or of processes."""
+        if self._has_too_many_processes(principal):
+            return None
+        try:
+            return self._accounts.charge(principal, "connections")
+        except AemError:
+            return None  # a connection that is not taken has no way of being told why
+
+    def _has_too_many_processes(self, principal: Principal) -> bool:
+        """Each of them costs a descriptor here."""
         if principal.administrator or self._processes.holds(principal):
             return False
         there = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - self._limits.descriptors_reserve
-        used = self._processes.of_uid(uid)
+        used = self._processes.of_uid(principal.uid)
         return used >= max((there - len(self._processes) + used) // PROCESSES_SHARE, PROCESSES_MIN)
 
     def _exited(self, process: Process) -> None:

@@ -14,10 +14,12 @@ import time
 from functools import partial
 
 from aemd import __version__
+from aemd.core.accounts import Accounts
 from aemd.core.engine import Engine
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.principal import Principal
+from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken
 from aemd.peer.peers import Peers
@@ -52,17 +54,21 @@ class AlreadyRunningError(StartError):
 class Daemon:
     """One daemon. Its parts are public for the services and for nobody else."""
 
-    def __init__(self, config: Config, limits: Limits) -> None:
+    def __init__(self, config: Config, limits: Limits, quotas: Quotas | None = None) -> None:
         self.config = config
         self.limits = limits
         self.start_time_ns = time.time_ns()
         self.draining = False
         self.loop = Loop(on_fault=_fault)
-        self.engine = Engine(limits, new_token=lambda: secrets.token_bytes(TOKEN_BYTES))
+        self.accounts = Accounts(quotas, fault=_account_fault)
+        self.engine = Engine(
+            limits, new_token=lambda: secrets.token_bytes(TOKEN_BYTES), accounts=self.accounts
+        )
         self.descriptors = Descriptors(
             limit=raise_limit(),
             reserve=limits.descriptors_reserve,
             others=lambda: self.peers.descriptors,
+            accounts=self.accounts,
         )
         self.host = ModuleHost(
             reactor=self.loop, limits=limits, engine=self.engine, descriptors=self.descriptors
@@ -84,6 +90,7 @@ class Daemon:
             public=not config.user,
             open_stream=self.open_stream,
             process_gone=self.process_gone,
+            accounts=self.accounts,
         )
         self.shares = Shares(self.loop, limits.turn_ns)
         self.sessions = Sessions(self.conductor, self.peers, self.shares)
@@ -218,6 +225,11 @@ def _fault(fault: Fault) -> None:
     """A callback of the loop raised: nothing of it is trusted any more, everybody else goes on."""
     name = getattr(fault.callback, "__qualname__", repr(fault.callback))
     log.get().error("fault", **{log.METHOD: name}, exc_info=fault.exception)
+
+
+def _account_fault(what: str) -> None:
+    """Something was charged and not refunded, or the other way round: a bug, of which nobody else suffers."""
+    log.get().error("account fault", **{log.REASON: what})
 
 
 def _nothing() -> None:

@@ -1,21 +1,20 @@
-"""The budget of file descriptors.
+"""The budget of file descriptors, and of the kernel objects behind them.
 
-A process has RLIMIT_NOFILE of them, whoever asks, and what runs out of them fails in places that cannot
+A process has RLIMIT_NOFILE descriptors, whoever asks, and what runs out of them fails in places that cannot
 say why. So a job's descriptors are charged before they are opened, and refused while there is still enough
-for the daemon itself: a reserve, and what its connections hold.
+for the daemon itself: a reserve, and what its connections hold. How users share the rest is core/pool.py's.
 
-Nor may one user take them all. Whoever is not the administrator gets at most half of what the others have
-left, so that whoever comes next still finds some: a half, a quarter, an eighth. dbus-broker divides its
-pools in the same spirit (util/user.c).
+The job holds the charge: what it has not given back when it is closed is refunded then.
 """
 
 from __future__ import annotations
 
 import resource
-from collections import Counter
 from collections.abc import Callable
 
-from aemd.core.errors import exhausted
+from aemd.core.accounts import Account, Accounts
+from aemd.core.pool import Pool
+from aemd.core.principal import Principal
 
 CONFIG_KEY = "RLIMIT_NOFILE (LimitNOFILE= of the unit)"
 
@@ -28,61 +27,75 @@ def raise_limit() -> int:
     return hard
 
 
-class Descriptors:
-    """Who holds how many."""
+class _Held:
+    """What one job holds."""
 
-    def __init__(self, *, limit: int, reserve: int, others: Callable[[], int]) -> None:
+    __slots__ = ("account", "descriptors", "sources")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.descriptors = 0
+        self.sources = 0
+
+
+class Descriptors:
+    """Which job holds how many."""
+
+    def __init__(self, *, limit: int, reserve: int, others: Callable[[], int], accounts: Accounts) -> None:
         """`limit`: of the process; `reserve`: kept back for the daemon; `others`: what holds descriptors
         without being a job, counted when asked.
         """
         self.limit = limit
-        self.charged = 0
-        self._reserve = reserve
-        self._others = others
-        self._jobs: dict[int, int] = {}
-        self._users: Counter[int] = Counter()
-        self._payers: dict[int, int] = {}  # by job id: the uid that is charged, where one is
+        self._accounts = accounts
+        self._pool = Pool(lambda: max(limit - reserve - others(), 0), key=CONFIG_KEY)
+        accounts.pools["descriptors"] = self._pool
+        self._jobs: dict[int, _Held] = {}
 
-    def charge(self, job_id: int, count: int, *, uid: int | None = None) -> None:
-        """Give `count` to a job; RESOURCE_EXHAUSTED if there are too few.
+    @property
+    def charged(self) -> int:
+        """How many all jobs hold."""
+        return self._pool.used
 
-        `uid`: whose share pays for it; None: the administrator's, who may have all there are.
+    def charge(self, job_id: int, count: int, *, owner: Principal, sources: int = 0) -> None:
+        """Give a job of `owner` so many descriptors and `sources`; RESOURCE_EXHAUSTED if there are too few,
+        and it is given nothing.
         """
-        there = max(self.limit - self._reserve - self._others(), 0)
-        subject, limit, used = "the daemon", there, self.charged
-        if uid is not None:
-            used = self._users[uid]
-            subject, limit = f"uid {uid}", (there - self.charged + used) // 2
-        if used + count > limit:
-            raise exhausted(
-                subject, limit=max(limit, 0), used=used, key=CONFIG_KEY, what=f"{count} more file descriptors"
-            )
-        self.charged += count
-        self._jobs[job_id] = self._jobs.get(job_id, 0) + count
-        if uid is not None:
-            self._users[uid] += count
-            self._payers[job_id] = uid
+        account = self._accounts.of(owner)
+        allowance = self._accounts.allowance(owner)
+        account.charge("descriptors", allowance, count)
+        try:
+            account.charge("sources", allowance, sources)
+        except BaseException:
+            account.refund("descriptors", count)
+            raise
+        held = self._jobs.get(job_id)
+        if held is None:
+            held = self._jobs[job_id] = _Held(account)
+            account.hold()
+        held.descriptors += count
+        held.sources += sources
 
-    def refund(self, job_id: int, count: int) -> None:
-        """Take `count` back from a job."""
-        held = self._jobs.get(job_id, 0)
-        count = min(count, held)
-        self.charged -= count
-        uid = self._payers.get(job_id)
-        if uid is not None:
-            self._users[uid] -= count
-        if held > count:
-            self._jobs[job_id] = held - count
+    def refund(self, job_id: int, count: int, *, sources: int = 0) -> None:
+        """Take so many back from a job; no more than it holds, for it may have inherited what is open."""
+        held = self._jobs.get(job_id)
+        if held is None:
             return
-        self._jobs.pop(job_id, None)
-        self._payers.pop(job_id, None)
-        if uid is not None and not self._users[uid]:
-            del self._users[uid]
+        count, sources = min(count, held.descriptors), min(sources, held.sources)
+        held.account.refund("descriptors", count)
+        held.account.refund("sources", sources)
+        held.descriptors -= count
+        held.sources -= sources
+        if not held.descriptors and not held.sources:
+            del self._jobs[job_id]
+            held.account.release()
 
     def release(self, job_id: int) -> None:
         """Take back all that a job holds: it is closed."""
-        self.refund(job_id, self.held(job_id))
+        held = self._jobs.get(job_id)
+        if held is not None:
+            self.refund(job_id, held.descriptors, sources=held.sources)
 
     def held(self, job_id: int) -> int:
         """How many a job holds."""
-        return self._jobs.get(job_id, 0)
+        held = self._jobs.get(job_id)
+        return held.descriptors if held is not None else 0

@@ -73,6 +73,10 @@ def _details(error: AemError, message: str) -> list[any_pb2.Any]:
             subject=facts.get("subject", ""), description=message
         )
         packed.append(_pack("QuotaFailure", error_details_pb2.QuotaFailure(violations=[quota])))
+    if "retry_ns" in facts:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(facts["retry_ns"]))
+        packed.append(_pack("RetryInfo", retry))
     if "feature" in facts:
         lack = error_details_pb2.PreconditionFailure.Violation(
             type="KERNEL_FEATURE", subject=facts["feature"], description=message

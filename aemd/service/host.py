@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from aemd.core.accounts import Charge
 from aemd.core.engine import Engine
 from aemd.core.job import Job as CoreJob
 from aemd.core.limits import Limits
@@ -36,14 +37,17 @@ class ModuleHost:
         """Return if allowed, else raise AemError."""
         right(principal, act)
 
-    def charge(self, job: Job, descriptors: int) -> None:
-        """Reserve descriptors before they are opened."""
-        owner = job.owner
-        self._descriptors.charge(job.id, descriptors, uid=None if owner.administrator else owner.uid)
+    def charge(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
+        """Reserve descriptors before they are opened, and kernel objects before they are made."""
+        self._descriptors.charge(job.id, descriptors, owner=job.owner, sources=sources)
 
-    def refund(self, job: Job, descriptors: int) -> None:
+    def refund(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
         """Give back what charge() took."""
-        self._descriptors.refund(job.id, descriptors)
+        self._descriptors.refund(job.id, descriptors, sources=sources)
+
+    def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
+        """Charge something else to the user of `job`."""
+        return self._engine.accounts.charge(job.owner, resource, count)
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
         """A stimulus hit `job`."""

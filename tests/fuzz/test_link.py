@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aemd import link
+from aemd.core.accounts import Accounts
 from aemd.core.principal import Owner, Principal
 from aemd.link import Assembler, Kind, LinkError
 from aemd.loop.loop import Loop
@@ -163,7 +164,10 @@ def test_front_that_says_anything_harms_nobody(said: list[bytes], junk: bytes) -
             client, server = socket.socketpair()
             client.close()
             process = Process(principal, -1)
-            connection = Connection(number=number, principal=principal, process=process, front=front)
+            charge = Accounts().charge(principal, "connections")
+            connection = Connection(
+                number=number, principal=principal, charge=charge, process=process, front=front
+            )
             assert front.hand_over(connection, server)
         end = front.ends[0]
         end.send(b"".join(said) + junk)

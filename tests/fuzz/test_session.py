@@ -19,6 +19,7 @@ from aemd import link
 from aemd.core.errors import Code
 from aemd.core.limits import MS, Limits
 from aemd.core.principal import Owner, Principal
+from aemd.core.quota import DefaultQuotas, Quota
 from aemd.modules.process import Process
 from aemd.modules.socket import Socket
 from aemd.modules.timer import Timer
@@ -121,9 +122,10 @@ class Client:
 class World:
     """A daemon with its modules and no sockets of its own, and a client that must never be disturbed."""
 
-    def __init__(self, folder, **limits):
+    def __init__(self, folder, channels=65_536, **limits):
         limits = Limits(**{"lease_ns": 60_000 * MS, **limits})
-        self.daemon = daemon = Daemon(Config(f"{folder}/s", str(folder)), limits)
+        quotas = DefaultQuotas(Quota(channels=channels))
+        self.daemon = daemon = Daemon(Config(f"{folder}/s", str(folder)), limits, quotas)
         daemon.loop.on_fault = None  # raise it
         for module in (User, Timer, Process, Socket):
             made = module(daemon.host)
@@ -286,7 +288,7 @@ TIGHT = {
     "session_events": 3,
     "binding_events": 2,
     "jobs_per_session": 12,
-    "channels_per_uid": 2,
+    "channels": 2,
 }
 
 

@@ -81,13 +81,13 @@ class FakeHost:
     def right(self, who: Principal, act: Act) -> None:
         right(who, act)
 
-    def charge(self, job: FakeJob, descriptors: int) -> None:
+    def charge(self, job: FakeJob, descriptors: int, *, sources: int = 0) -> None:
         used = self.charged.total()
         if used + descriptors > self.descriptors_max:
             raise exhausted("uid", limit=self.descriptors_max, used=used, key="descriptors", what="opening")
         self.charged[job.id] += descriptors
 
-    def refund(self, job: FakeJob, descriptors: int) -> None:
+    def refund(self, job: FakeJob, descriptors: int, *, sources: int = 0) -> None:
         self.charged[job.id] -= descriptors
         assert self.charged[job.id] >= 0
 

@@ -93,7 +93,7 @@ class Socket:
         file = path if path and not path.startswith(b"\0") else None
         act = Act(what=f"listen on {found.address}", port=port, path=file, network=file is None)
         self._host.right(job.owner, act)
-        self._host.charge(job, 1)
+        self._host.charge(job, 1, sources=1)
         bound: Bound | None = None
         try:
             bound = self._binder.bind(
@@ -103,7 +103,7 @@ class Socket:
         except BaseException:
             if bound is not None:
                 self._binder.close(bound)
-            self._host.refund(job, 1)
+            self._host.refund(job, 1, sources=1)
             raise
 
     def _new(self, job: Job, found: Settings, bound: Bound) -> Listener | Datagrams:

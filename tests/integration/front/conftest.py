@@ -25,12 +25,12 @@ ECHO = "/aem.v1.JobService/GetJob"
 class Echo:
     """One daemon process, and what it says."""
 
-    def __init__(self, path, *, public=True, peer_pidfd=True, before=None, **limits):
+    def __init__(self, path, *, public=True, peer_pidfd=True, before=None, quota=None, **limits):
         self.path = path
         self.heard = queue.Queue()
         options = ["public" if public else "private", "peer_pidfd" if peer_pidfd else "pidfd"]
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "echo.py", path, json.dumps(limits), *options],
+            [sys.executable, HERE / "echo.py", path, json.dumps(limits), *options, json.dumps(quota or {})],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=before,

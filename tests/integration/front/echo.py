@@ -1,8 +1,8 @@
 """A daemon without a service: Loop and Peers, and handlers that do what the messages of a test say.
 
-Usage: echo.py SOCKET LIMITS-AS-JSON PUBLIC PEER_PIDFD. Says what happens as JSON lines on stdout. Each
-message of a Session is JSON too: {"do": "echo"|"who"|"flood"|"hold"|"end"|"raise", ...}; unary calls are
-echoed, but for AdminService/GetStatus, which answers with counters.
+Usage: echo.py SOCKET LIMITS-AS-JSON PUBLIC PEER_PIDFD QUOTA-AS-JSON. Says what happens as JSON lines on
+stdout. Each message of a Session is JSON too: {"do": "echo"|"who"|"flood"|"hold"|"end"|"raise", ...}; unary
+calls are echoed, but for AdminService/GetStatus, which answers with counters.
 """
 
 import json
@@ -13,7 +13,9 @@ import sys
 
 import structlog
 
+from aemd.core.accounts import Accounts
 from aemd.core.limits import Limits
+from aemd.core.quota import DefaultQuotas, Quota
 from aemd.loop.loop import Loop
 from aemd.peer.accept import SocketTaken
 from aemd.peer.peers import Peers
@@ -142,7 +144,7 @@ def open_stream(stream):
 
 
 def main():
-    socket_path, limits, public, peer_pidfd = sys.argv[1:]
+    socket_path, limits, public, peer_pidfd, quota = sys.argv[1:]
     structlog.configure(
         processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
@@ -156,6 +158,7 @@ def main():
         peer_pidfd=peer_pidfd == "peer_pidfd",
         open_stream=open_stream,
         process_gone=lambda principal: say(event="gone", pid=principal.pid),
+        accounts=Accounts(DefaultQuotas(Quota(**json.loads(quota)))),
     )
     try:
         peers.start()

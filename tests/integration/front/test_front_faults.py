@@ -82,7 +82,7 @@ def test_thousand_silent_connections_cost_the_core_nothing(echo):
 
 
 def test_connections_beyond_the_limit_of_a_user_are_closed(start):
-    echo = start(connections_per_uid=5)
+    echo = start(quota={"connections": 5})
     with echo.channel() as channel, contextlib.ExitStack() as stack:
         echo.counters(channel)
         socks = [stack.enter_context(connect(echo.path)) for _ in range(6)]
@@ -191,7 +191,7 @@ def test_ended_daemon_leaves_no_process(start):
 
 def test_second_daemon_says_who_serves_and_exits(echo):
     second = subprocess.run(
-        [sys.executable, Path(__file__).parent / "echo.py", echo.path, "{}", "public"],
+        [sys.executable, Path(__file__).parent / "echo.py", echo.path, "{}", "public", "peer_pidfd", "{}"],
         capture_output=True,
         timeout=20,
         check=False,

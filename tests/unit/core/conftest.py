@@ -8,24 +8,41 @@ from typing import Any
 
 import pytest
 
+from aemd.core.accounts import Accounts
 from aemd.core.engine import Engine
 from aemd.core.job import Job
 from aemd.core.limits import MS, SECOND, Limits
 from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
+from aemd.core.quota import Quota
 from aemd.core.traits import Traits
 from aemd.v1 import job_pb2, session_pb2
 
 LOTS = 1 << 30
 
 
+class FixedQuotas:
+    """Everybody has the same, but those in `of_uid`."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.all = quota
+        self.of_uid: dict[int, Quota] = {}
+
+    def quota(self, principal: Principal) -> tuple[Quota, dict[str, str]]:
+        return self.of_uid.get(principal.uid, self.all), {}
+
+
 class Bench:
     """An engine with one session that has all the credit it may want."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, quota: Quota | None = None) -> None:
         tokens = itertools.count(1)
         self.limits = limits
-        self.engine = Engine(limits, new_token=lambda: next(tokens).to_bytes(16, "big"))
+        self.quotas = FixedQuotas(quota or Quota())
+        self.accounts = Accounts(self.quotas)
+        self.engine = Engine(
+            limits, new_token=lambda: next(tokens).to_bytes(16, "big"), accounts=self.accounts
+        )
         self.now = Now(100 * SECOND, 10**18)
         self.engine.tick(self.now)
         self.principal = principal(1000, 42)
@@ -137,7 +154,7 @@ def bench() -> Bench:
 
 @pytest.fixture
 def make_bench() -> Callable[..., Bench]:
-    return lambda **limits: Bench(Limits(**limits))
+    return lambda quota=None, **limits: Bench(Limits(**limits), quota)
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aemd.core.accounts import Accounts
 from aemd.core.deadlines import SLACK, Deadlines, Due
-from aemd.core.limits import Limits
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.one_of(st.none(), st.integers(0, 100))), max_size=60))
@@ -33,12 +31,3 @@ def test_deadlines_that_move_for_ever_take_bounded_memory():
     for number in range(10_000):
         deadlines.set((Due.ACK, "one"), number)
     assert len(deadlines._heap) <= 2 + SLACK + 1
-
-
-def test_a_user_without_sessions_takes_no_memory():
-    accounts = Accounts(Limits())
-    first, second = accounts.charge_session(1), accounts.charge_session(1)
-    accounts.refund_session(first)
-    assert accounts.find(1) is second
-    accounts.refund_session(second)
-    assert accounts.find(1) is None

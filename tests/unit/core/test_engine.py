@@ -7,6 +7,7 @@ from aemd.core.effects import SessionEnded
 from aemd.core.engine import Totals
 from aemd.core.errors import AemError, Code
 from aemd.core.job import JobState
+from aemd.core.quota import Quota
 from aemd.v1 import job_pb2, session_pb2
 
 NONE, EXPLICIT = job_pb2.ACKNOWLEDGEMENT_NONE, job_pb2.ACKNOWLEDGEMENT_EXPLICIT
@@ -161,14 +162,14 @@ def test_administrator_sees_all_jobs_by_id(bench, make_principal):
 
 
 def test_limits_are_checked_first_and_refunded(make_bench):
-    bench = make_bench(jobs_per_session=1, sessions_per_uid=1)
+    bench = make_bench(Quota(sessions=1), jobs_per_session=1)
     job = bench.job()
     with pytest.raises(AemError) as raised:
         bench.job()
-    assert raised.value.details["key"] == "jobs_per_session"
+    assert raised.value.details["key"] == "limits.jobs_per_session"
     with pytest.raises(AemError) as raised:
         bench.open(bench.principal)
-    assert raised.value.details["key"] == "sessions_per_uid"
+    assert raised.value.details["key"] == "quota.sessions"
     bench.engine.discard(job)
     assert bench.job().id == job.id + 1
 

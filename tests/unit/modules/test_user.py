@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aemd.core.accounts import Accounts, Charge
 from aemd.core.errors import AemError, Code
 from aemd.core.limits import Limits
 from aemd.core.principal import Owner, Principal
+from aemd.core.quota import DefaultQuotas, Quota
 from aemd.core.right import Act, right
 from aemd.modules.params import parse_values
 from aemd.modules.user import User
@@ -53,8 +55,13 @@ class Host:
         default_factory=lambda: SimpleNamespace(real_ns=lambda: REAL_NS, mono_ns=lambda: MONO_NS)
     )
 
+    accounts: Accounts = field(default_factory=Accounts)
+
     def right(self, principal: Principal, act: Act) -> None:
         right(principal, act)
+
+    def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
+        return self.accounts.charge(job.owner, resource, count)
 
     def fire(self, job: Job, event: bytes) -> None:
         self.fired.append((job.id, event))
@@ -197,7 +204,7 @@ def test_too_many_payloads_in_one_raise_are_refused_whoever_listens(host, user):
 
 
 def test_channels_are_counted_per_user_and_given_back():
-    user = User(Host(limits=Limits(channels_per_uid=2)))
+    user = User(Host(accounts=Accounts(DefaultQuotas(Quota(channels=2)))))
     first = listen(user, 1, who(1000), "a")
     listen(user, 2, who(1000), "b")
     listen(user, 3, who(1000), "b")
@@ -215,7 +222,7 @@ def test_close_of_all_jobs_leaves_nothing(user):
     for job in jobs:
         user.close(job)
     assert not user._channels
-    assert not user._used
+    assert not user._host.accounts.in_use()
 
 
 def test_sender_is_named_by_the_number_that_the_channels_owner_knows(user: User, host: Host) -> None:

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from aemd import link
+from aemd.core.accounts import Accounts
 from aemd.core.principal import Owner, Principal
 from aemd.link import Kind
 from aemd.loop.loop import Loop
@@ -57,7 +58,11 @@ class TestFront:
     def connect(self, number, principal=PRINCIPAL):
         client, server = socket.socketpair()
         connection = Connection(
-            number=number, principal=principal, process=Process(principal, -1), front=self.front
+            number=number,
+            principal=principal,
+            charge=Accounts().charge(principal, "connections"),
+            process=Process(principal, -1),
+            front=self.front,
         )
         assert self.front.hand_over(connection, server)
         client.close()
@@ -136,7 +141,13 @@ def test_handovers_wait_for_a_front_that_does_not_take_them(test):
 def test_handover_beyond_what_may_wait_is_refused(test, monkeypatch):
     monkeypatch.setattr(linkend, "HANDOVERS_MAX", 0)
     client, server = socket.socketpair()
-    connection = Connection(number=1, principal=PRINCIPAL, process=Process(PRINCIPAL, -1), front=test.front)
+    connection = Connection(
+        number=1,
+        principal=PRINCIPAL,
+        charge=Accounts().charge(PRINCIPAL, "connections"),
+        process=Process(PRINCIPAL, -1),
+        front=test.front,
+    )
     with client:
         assert not test.front.hand_over(connection, server)
         assert client.recv(1) == b""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from aemd.core.accounts import Accounts
 from aemd.core.limits import Limits
 from aemd.core.principal import Owner, Principal
 from aemd.loop.loop import Loop
@@ -70,7 +71,10 @@ def make(loop):
 
 
 def use(front, number=1):
-    connection = Connection(number=number, principal=ROOT, process=Process(ROOT, -1), front=front)
+    charge = Accounts().charge(ROOT, "connections")
+    connection = Connection(
+        number=number, principal=ROOT, charge=charge, process=Process(ROOT, -1), front=front
+    )
     front.connections[number] = connection
     return connection
 

@@ -1,19 +1,27 @@
 import pytest
 
+from aemd.core.accounts import Accounts
 from aemd.core.errors import AemError, Code
+from aemd.core.principal import Owner, Principal
+from aemd.core.quota import DefaultQuotas, Quota
 from aemd.service.descriptors import Descriptors
 
+ROOT = Principal(Owner(0), 0, (), 1, 1, administrator=True)
+ALICE = Principal(Owner(1000), 1000, (), 2, 1, administrator=False)
+BOB = Principal(Owner(1001), 1001, (), 3, 1, administrator=False)
 
-def budget(limit=20, reserve=5, others=0):
-    return Descriptors(limit=limit, reserve=reserve, others=lambda: others)
+
+def budget(limit=20, reserve=5, others=0, **quota):
+    accounts = Accounts(DefaultQuotas(Quota(**quota)))
+    return Descriptors(limit=limit, reserve=reserve, others=lambda: others, accounts=accounts)
 
 
 def test_charge_is_refused_while_the_reserve_is_untouched():
     descriptors = budget()
-    descriptors.charge(1, 10)
-    descriptors.charge(2, 5)
+    descriptors.charge(1, 10, owner=ROOT)
+    descriptors.charge(2, 5, owner=ROOT)
     with pytest.raises(AemError) as caught:
-        descriptors.charge(3, 1)
+        descriptors.charge(3, 1, owner=ROOT)
     assert caught.value.code == Code.RESOURCE_EXHAUSTED
     assert caught.value.details["limit"] == "15"
     assert "LimitNOFILE" in caught.value.details["key"]
@@ -22,14 +30,14 @@ def test_charge_is_refused_while_the_reserve_is_untouched():
 
 def test_what_others_hold_is_not_given_to_jobs():
     descriptors = budget(others=10)
-    descriptors.charge(1, 5)
+    descriptors.charge(1, 5, owner=ROOT)
     with pytest.raises(AemError):
-        descriptors.charge(1, 1)
+        descriptors.charge(1, 1, owner=ROOT)
 
 
 def test_release_gives_back_what_a_job_still_holds():
     descriptors = budget()
-    descriptors.charge(1, 10)
+    descriptors.charge(1, 10, owner=ROOT)
     descriptors.refund(1, 4)
     assert (descriptors.charged, descriptors.held(1)) == (6, 6)
     descriptors.release(1)
@@ -39,31 +47,31 @@ def test_release_gives_back_what_a_job_still_holds():
 
 def test_refund_of_more_than_was_charged_takes_nothing_from_others():
     descriptors = budget()
-    descriptors.charge(1, 3)
-    descriptors.charge(2, 3)
+    descriptors.charge(1, 3, owner=ROOT)
+    descriptors.charge(2, 3, owner=ROOT)
     descriptors.refund(1, 100)
     assert (descriptors.charged, descriptors.held(2)) == (3, 3)
 
 
 def test_one_user_leaves_half_for_the_next_one():
-    descriptors = budget(limit=45)
-    descriptors.charge(1, 20, uid=1000)
+    descriptors = budget(limit=47)  # a sixteenth, 2, is the administrator's
+    descriptors.charge(1, 20, owner=ALICE)
     with pytest.raises(AemError) as caught:
-        descriptors.charge(1, 1, uid=1000)
+        descriptors.charge(1, 1, owner=ALICE)
     assert caught.value.details["subject"] == "uid 1000"
     assert (caught.value.details["limit"], caught.value.details["used"]) == ("20", "20")
-    descriptors.charge(2, 10, uid=1001)
+    descriptors.charge(2, 10, owner=BOB)
     with pytest.raises(AemError):
-        descriptors.charge(2, 1, uid=1001)
-    descriptors.charge(3, 10)  # the administrator has the rest
+        descriptors.charge(2, 1, owner=BOB)
+    descriptors.charge(3, 10, owner=ROOT)  # the administrator has the rest
 
 
 def test_share_of_a_user_is_given_back_with_the_job():
-    descriptors = budget(limit=45)
-    descriptors.charge(1, 20, uid=1000)
+    descriptors = budget(limit=47)  # a sixteenth, 2, is the administrator's
+    descriptors.charge(1, 20, owner=ALICE)
     descriptors.refund(1, 5)
-    descriptors.charge(2, 5, uid=1000)
+    descriptors.charge(2, 5, owner=ALICE)
     descriptors.release(1)
     descriptors.release(2)
-    descriptors.charge(3, 20, uid=1000)
+    descriptors.charge(3, 20, owner=ALICE)
     assert descriptors.charged == 20
