@@ -7,6 +7,10 @@ keeps it for life; the lock file itself stays, because removing it would let two
 one name. Under the lock a socket that refuses connections is stale and goes; one that answers belongs to
 somebody who does not know our lock, and stays.
 
+Given. A service manager may have made the listener and passed it on (socket activation). It keeps a copy,
+so clients can connect before the daemon is up and while it is replaced: they wait in the backlog. Then the
+file is the manager's and stays; the lock is taken all the same, or two daemons would share one queue.
+
 Accepting. A bounded batch a turn. When the descriptors run out accept(2) fails with EMFILE and the listener
 stays readable, so a naive loop spins; here the listener is laid aside until a descriptor has been given
 back, or a short time has passed (others give descriptors back without telling). It is laid aside before the
@@ -43,21 +47,31 @@ class SocketTaken(Exception):  # noqa: N818 - a state that callers ask for by th
     """The path cannot be served from here; the message says who has it."""
 
 
-class Place:
-    """The right to serve a path, from `take` to `give_back`."""
+class UnfitListenerError(Exception):
+    """What was passed on is not what is to be served; the message says why, and what to change."""
 
-    def __init__(self, path: bytes, lock: int, listener: socket.socket) -> None:
+
+class Place:
+    """The right to serve a path, from `take` to `give_back`.
+
+    `given`: the listener's file is somebody else's, and stays.
+    """
+
+    def __init__(self, path: bytes, lock: int, listener: socket.socket, *, given: bool = False) -> None:
         self.path = path
         self.listener = listener
         self._lock = lock
-        self._identity = _identity(path)
+        self._identity = None if given else _identity(path)
 
     def stop_listening(self) -> None:
-        """Close the listener and remove its file; the path stays ours, so nobody else takes it yet."""
+        """Close the listener and remove its file; the path stays ours, so nobody else takes it yet.
+
+        One that was given stays where it is, and so do those who connect to it.
+        """
         if self.listener.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            if _identity(self.path) == self._identity:
+            if self._identity is not None and _identity(self.path) == self._identity:
                 os.unlink(self.path)
         self.listener.close()
 
@@ -67,11 +81,11 @@ class Place:
         os.close(self._lock)
 
 
-def take(path: bytes, *, public: bool) -> Place:
-    """Listen on `path`, with mode 0666 if `public`, else 0600.
+def take(path: bytes, *, public: bool, given: socket.socket | None = None) -> Place:
+    """Listen on `path`, with mode 0666 if `public`, else 0600; or on the listener that was `given` for it.
 
     SocketTaken if it is served already, or is something else than a socket, or too long; OSError if the
-    folder does not allow it.
+    folder does not allow it; UnfitListenerError if what was given does not fit.
     """
     if len(path) > PATH_BYTES_MAX:
         raise SocketTaken(f"{os.fsdecode(path)}: a socket's path has at most {PATH_BYTES_MAX} bytes")
@@ -82,14 +96,37 @@ def take(path: bytes, *, public: bool) -> Place:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SocketTaken(_taken(path, _holder(path) or _read_pid(lock))) from None
-        _remove_stale(path)
-        listener = _listen(path, 0o666 if public else 0o600)
+        if given is None:
+            _remove_stale(path)
+            listener = _listen(path, 0o666 if public else 0o600)
+        else:
+            listener = _adopt(path, given, public=public)
         os.ftruncate(lock, 0)
         os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     except BaseException:
         os.close(lock)
         raise
-    return Place(path, lock, listener)
+    return Place(path, lock, listener, given=given is not None)
+
+
+def _adopt(path: bytes, given: socket.socket, *, public: bool) -> socket.socket:
+    name, bound = os.fsdecode(path), given.getsockname()
+    if given.family != socket.AF_UNIX or given.type != socket.SOCK_STREAM:
+        raise UnfitListenerError(
+            f"the listener that was passed on is no Unix stream socket (ListenStream={name})"
+        )
+    if not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise UnfitListenerError("the socket that was passed on does not listen (Accept=no is needed)")
+    if os.fsencode(bound) != path:
+        raise UnfitListenerError(
+            f"the listener that was passed on is bound to {os.fsdecode(bound)!r}, and {name} is to be served;"
+            f" make ListenStream= of the socket unit and --socket the same"
+        )
+    mode = stat.S_IMODE(os.lstat(path).st_mode)
+    if not public and mode & 0o077:
+        raise UnfitListenerError(f"{name}: mode {mode:04o} lets other users in; set SocketMode=0600")
+    given.setblocking(False)
+    return given
 
 
 def _check_lock(path: bytes, lock: int) -> None:

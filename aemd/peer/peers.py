@@ -74,24 +74,27 @@ class Peers:
         accounts: Accounts | None = None,
         command: Sequence[str] = (),
         peer_pidfd: bool = True,
+        given: socket.socket | None = None,
     ) -> None:
         """`public`: anybody may connect (mode 0666), else the daemon's own user only. `accounts`: of
         those who pay for connections.
 
         `command` starts the zygote, if not this program's own does. `peer_pidfd`: as in Self.
+        `given`: the listener, where it is there already.
         """
         self.open_stream = open_stream  # with the three below what a Front asks of its owner
         self._reactor = reactor
         self._limits = limits
         self._path = socket_path
         self._public = public
+        self._given = given
         self._process_gone = process_gone
         self._own = read_self(peer_pidfd=peer_pidfd)
         self._place: accept.Place | None = None
         self._acceptor: accept.Acceptor | None = None
         self._connections: dict[int, Connection] = {}
         self._accounts = accounts or Accounts()
-        self._last = 0
+        self._last = self._to_self = 0
         self._gate = Gate(Quota().connections_per_second)
         self._refusals = Refusals()
         self._processes = Processes(reactor, self._exited, self._freed)
@@ -148,7 +151,7 @@ class Peers:
 
     def start(self) -> None:
         """Take the socket and serve. SocketTaken says who has it; OSError, whose filename says of what."""
-        self._place = accept.take(self._path, public=self._public)
+        self._place = accept.take(self._path, public=self._public, given=self._given)
         self._remove_folders()
         try:
             self._zygote.start()
@@ -162,6 +165,25 @@ class Peers:
             reserve=self._limits.descriptors_reserve // RESERVE_SHARE,
             accepted=self._accepted,
         )
+
+    @property
+    def listener(self) -> int:
+        """The descriptor of the public socket; -1 before start()."""
+        return self._place.listener.fileno() if self._place is not None else -1
+
+    def connect_self(self) -> socket.socket:
+        """A new connection of the daemon to itself, on the way of its clients behind accept(2)."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        before = self._last
+        self._accepted(theirs)
+        self._to_self = self._last if self._last > before else 0
+        return ours
+
+    def replace_own_front(self, reason: str) -> None:
+        """End the front that serves the last of them; its clients find a new one."""
+        connection = self._connections.get(self._to_self)
+        if connection is not None:
+            connection.front.lose(reason)
 
     def stop_accepting(self) -> None:
         """Take no new connections; health says NOT_SERVING. What is connected goes on."""

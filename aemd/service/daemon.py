@@ -6,10 +6,12 @@ is sent. Nothing else decides when. Signals only set things in motion that the t
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import secrets
 import signal
+import socket
 import time
 from functools import partial
 
@@ -21,7 +23,7 @@ from aemd.core.now import Now
 from aemd.core.principal import Principal
 from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
-from aemd.peer.accept import SocketTaken
+from aemd.peer.accept import SocketTaken, UnfitListenerError
 from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.service import log
@@ -32,15 +34,18 @@ from aemd.service.descriptors import Descriptors, raise_limit
 from aemd.service.host import ModuleHost
 from aemd.service.jobs import JobService
 from aemd.service.modules import ModuleService
+from aemd.service.notify import Notifier, take_descriptors, take_notifier
 from aemd.service.pace import Shares
 from aemd.service.registry import Registry
 from aemd.service.sessions import Sessions
 from aemd.service.unary import UnaryCall, Unimplemented
+from aemd.service.watchdog import Watchdog
 from aemd.sources.reactor import Timer
 
 SESSION_METHOD = "/aem.v1.EventService/Session"
 ROUNDS_PER_TURN = 8  # of effects and output that cause each other; the rest has time until the next turn
 TOKEN_BYTES = 32
+LISTENER = "listener"  # FileDescriptorName= of the public socket in its socket unit
 
 
 class StartError(Exception):
@@ -52,9 +57,20 @@ class AlreadyRunningError(StartError):
 
 
 class Daemon:
-    """One daemon. Its parts are public for the services and for nobody else."""
+    """One daemon. Its parts are public for the services and for nobody else.
 
-    def __init__(self, config: Config, limits: Limits, quotas: Quotas | None = None) -> None:
+    `notifier`: the service manager that started it. `given`: the public listener, if that one passed it on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        limits: Limits,
+        quotas: Quotas | None = None,
+        *,
+        notifier: Notifier | None = None,
+        given: socket.socket | None = None,
+    ) -> None:
         self.config = config
         self.limits = limits
         self.start_time_ns = time.time_ns()
@@ -91,6 +107,11 @@ class Daemon:
             open_stream=self.open_stream,
             process_gone=self.process_gone,
             accounts=self.accounts,
+            given=given,
+        )
+        self.notifier = notifier or Notifier()
+        self.watchdog = Watchdog(
+            self.loop, self.notifier, self.peers, listening=lambda: self.peers.listener in self.loop
         )
         self.shares = Shares(self.loop, limits.turn_ns)
         self.sessions = Sessions(self.conductor, self.peers, self.shares)
@@ -114,12 +135,15 @@ class Daemon:
             self.peers.start()
         except SocketTaken as error:
             raise AlreadyRunningError(str(error)) from None
+        except UnfitListenerError as error:
+            raise StartError(str(error)) from None
         except OSError as error:
             what = os.fsdecode(error.filename) if error.filename else self.config.socket
             raise StartError(f"{what}: {error.strerror}") from error
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.on_signal(number, self._terminate)
         self.loop.on_signal(signal.SIGHUP, self._hang_up)
+        self.watchdog.start(self._tried)
         gc.freeze()  # what is there now stays, and need not be looked at again
         log.get().info("serving", **{log.SOCKET: self.config.socket, log.VERSION: __version__})
         try:
@@ -127,6 +151,10 @@ class Daemon:
         finally:
             self.end()
         log.get().info("ended", **{log.SOCKET: self.config.socket})
+
+    def _tried(self) -> None:
+        """A call has gone the whole way through a front and back."""
+        self.notifier.ready(f"serving {self.config.socket}")
 
     # Streams.
 
@@ -187,6 +215,8 @@ class Daemon:
             return
         log.get().info("ending", **{log.SIGNAL: name})
         self.draining = True
+        self.watchdog.close()
+        self.notifier.stopping("ending, sessions have been told")
         self.peers.stop_accepting()
         self.sessions.drain(f"the daemon ends ({name})", self.limits.drain_ns)
         clock = self.loop.clock("monotonic")
@@ -203,7 +233,9 @@ class Daemon:
         self.loop.stop()
 
     def _hang_up(self, _number: int) -> None:
+        self.notifier.reloading(self.loop.mono_ns())
         log.get().info("ignored, there is no configuration to read again", **{log.SIGNAL: "SIGHUP"})
+        self.notifier.ready()
 
     def end(self) -> None:
         """End what is left, and give everything back."""
@@ -211,6 +243,7 @@ class Daemon:
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
         self.registry.close()
+        self.watchdog.close()
         self.peers.close()
         self.loop.close()
 
@@ -218,7 +251,23 @@ class Daemon:
 def serve(config: Config) -> None:
     """Run a daemon until it is told to end; StartError if it cannot."""
     log.configure(config.log_level)
-    Daemon(config, Limits()).run()
+    faulthandler.enable()  # what it did when the watchdog's SIGABRT came
+    notifier = take_notifier(os.environ)
+    Daemon(config, Limits(), notifier=notifier, given=_take_listener()).run()
+
+
+def _take_listener() -> socket.socket | None:
+    """The public listener, if the service manager has made it."""
+    try:
+        given = take_descriptors(os.environ)
+    except ValueError as error:
+        raise StartError(str(error)) from None
+    listeners = [fd for name, fd in given if name == LISTENER]
+    for fd in [fd for _, fd in given if fd not in listeners[:1]]:
+        os.close(fd)
+    if len(listeners) > 1:
+        raise StartError(f"{len(listeners)} listeners were passed on; one ListenStream= is served")
+    return socket.socket(fileno=listeners[0]) if listeners else None
 
 
 def _fault(fault: Fault) -> None:

@@ -17,7 +17,7 @@ import pytest
 from aemd.core.limits import Limits
 from aemd.loop.loop import Loop
 from aemd.peer import accept
-from aemd.peer.accept import Acceptor, SocketTaken, take
+from aemd.peer.accept import Acceptor, SocketTaken, UnfitListenerError, take
 from aemd.peer.peers import Peers
 
 TURN_NS = 10_000_000_000
@@ -159,6 +159,61 @@ def test_socket_file_of_a_successor_is_not_removed(path: bytes) -> None:
         other.bind(path)
         place.give_back()
         assert os.path.exists(path)
+
+
+@contextlib.contextmanager
+def passed_on(path: bytes, mode: int = 0o666, *, listens: bool = True) -> Iterator[socket.socket]:
+    """A listener as a service manager makes it, and the manager's own copy."""
+    with socket.socket(socket.AF_UNIX) as manager:
+        manager.bind(path)
+        os.chmod(path, mode)
+        if listens:
+            manager.listen()
+        with manager.dup() as given:
+            yield given
+
+
+def test_listener_that_was_passed_on_outlives_the_daemon(path: bytes) -> None:
+    with passed_on(path) as given:
+        place = take(path, public=True, given=given)
+        place.give_back()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)  # and waits in the backlog
+
+
+def test_listener_that_was_passed_on_is_served_by_one_daemon_only(path: bytes) -> None:
+    with passed_on(path) as given:
+        place = take(path, public=True, given=given)
+        with given.dup() as again, pytest.raises(SocketTaken):
+            take(path, public=True, given=again)
+        place.give_back()
+
+
+def test_passed_on_listener_for_another_path_is_refused(path: bytes) -> None:
+    with passed_on(b"other") as given, pytest.raises(UnfitListenerError, match=r"'other'.*sock.*--socket"):
+        take(path, public=True, given=given)
+    take(path, public=True).give_back()  # and the lock is free
+
+
+def test_passed_on_socket_that_does_not_listen_is_refused(path: bytes) -> None:
+    with passed_on(path, listens=False) as given, pytest.raises(UnfitListenerError, match="does not listen"):
+        take(path, public=True, given=given)
+
+
+def test_passed_on_socket_of_another_kind_is_refused(path: bytes) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as given,
+        pytest.raises(UnfitListenerError, match="ListenStream"),
+    ):
+        take(path, public=True, given=given)
+
+
+def test_passed_on_listener_of_one_user_that_lets_others_in_is_refused(path: bytes) -> None:
+    with passed_on(path) as given:
+        with pytest.raises(UnfitListenerError, match="SocketMode=0600"):
+            take(path, public=False, given=given)
+        os.chmod(path, 0o600)
+        take(path, public=False, given=given).give_back()
 
 
 class Accepting:
