@@ -25,7 +25,7 @@ from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
 from aemd.core.session import Session
 from aemd.core.stimuli import Stimuli
-from aemd.core.tally import Tally
+from aemd.core.tally import Sheet
 from aemd.core.traits import Traits
 from aemd.v1 import job_pb2
 
@@ -107,6 +107,7 @@ class Engine(Stimuli, Answers):
         session.connected = True
         session.generation += 1
         session.allowance = self.accounts.allowance(principal)
+        session.sheet.resumed += 1
         self._set_session_credit(session, credit)
         for binding in list(session.bindings.values()):
             self._restream(binding, positions.get(binding.id, (0, 0)))
@@ -139,6 +140,7 @@ class Engine(Stimuli, Answers):
             return
         session.disconnect()
         session.lost_ns = now.mono_ns
+        session.sheet.cut += 1
         for binding in session.bindings.values():
             binding.listed = -1
             if binding.marks is not None:
@@ -298,6 +300,10 @@ class Engine(Stimuli, Answers):
         """
         session.handed_ns = handed_ns or self.now.mono_ns
         frame = session.collect(budget_bytes, self.now.mono_ns)
+        if frame is not None:
+            sheet = session.sheet
+            sheet.frames_out += 1
+            sheet.bytes_out += len(frame)
         if session.emptied:
             emptied = list(session.emptied)
             session.emptied.clear()
@@ -310,11 +316,11 @@ class Engine(Stimuli, Answers):
                 self._schedule_ack(binding)
         return frame
 
-    def tallies(self, owner: Owner | None) -> dict[str, Tally]:
-        """What was counted of an owner's jobs, with None of everybody's, by module. Cost: of owners and
+    def sheet(self, owner: Owner | None) -> Sheet:
+        """What was counted of an owner's jobs and sessions, with None of everybody's. Cost: of owners and
         modules.
         """
-        return self._tallies.sums(owner)
+        return self._tallies.sum(owner)
 
     def change_quotas(self) -> None:
         """Who may have how much has changed. Nothing is taken away. Cost: of the sessions."""
@@ -325,7 +331,7 @@ class Engine(Stimuli, Answers):
         """What `principal` has; for the administrator what all have. Cost: of the sessions."""
         sessions = list(self._registry.sessions_of(principal))
         owner = None if principal.administrator else principal.owner
-        tallies = [tally for _, tally in self._tallies.of(owner)]
+        tallies = [tally for sheet in self._tallies.of(owner) for tally in sheet.values()]
         return Totals(
             sessions=len(sessions),
             jobs=sum(len(session.bindings) for session in sessions),

@@ -93,6 +93,7 @@ class Stimuli(Course):
         """Its source failed: it is DEGRADED, and the client is told."""
         if job.state is _ARMED:
             job.gap_told = False
+            job.binding.tally.source_failures += 1
         self._source(job, JobEvent.SOURCE_FAILED, reason)
 
     def restore_source(self, job: Job) -> None:

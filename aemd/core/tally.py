@@ -13,56 +13,16 @@ acknowledgement came. What was merged is as old as the first stimulus in it. Onl
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from aemd.core.histogram import Histogram
+
 if TYPE_CHECKING:
-    from aemd.core.entry import Entry, Loss
+    from aemd.core.entry import Loss
     from aemd.core.principal import Owner
 
-IDLE_MAX = 1_024  # owners without sessions whose tallies are remembered
-
-# Buckets are powers of two of microseconds: 8 us (what one hop on one machine costs at best) to 67 s (twice
-# the default lease), and one for the rest. A bucket more costs nothing: the place is bit_length().
-SHIFT = 3
-BUCKETS = 24
-BOUNDS_NS = tuple(1_000 << (SHIFT + place) for place in range(BUCKETS))
-
-
-class Histogram:
-    """How long something took: `counts` by bucket (the last one is beyond all bounds), and their sum."""
-
-    __slots__ = ("counts", "sum_ns")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (BUCKETS + 1)
-        self.sum_ns = 0
-
-    def add(self, took_ns: int, times: int = 1) -> None:
-        """It took so long, `times` times."""
-        place = ((took_ns - 1) // 1_000).bit_length() - SHIFT if took_ns > 0 else 0
-        self.counts[0 if place < 0 else BUCKETS if place > BUCKETS else place] += times
-        self.sum_ns += took_ns * times
-
-    def add_since(self, entries: Sequence[Entry], now_ns: int) -> None:
-        """The events of `entries`, in order, took from when they fired until `now_ns`."""
-        first_ns = entries[0].fired_ns
-        if len(entries) == 1 or first_ns == entries[-1].fired_ns:  # of one turn, as most are
-            self.add(now_ns - first_ns, len(entries))
-            return
-        times = 0
-        for entry in entries:
-            if entry.fired_ns != first_ns:
-                self.add(now_ns - first_ns, times)
-                first_ns, times = entry.fired_ns, 0
-            times += 1
-        self.add(now_ns - first_ns, times)
-
-    def merge(self, other: Histogram) -> None:
-        """Add what another has counted."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        self.sum_ns += other.sum_ns
-
+IDLE_MAX = 256  # owners without sessions whose tallies are remembered: a sum over them takes 10 ms
 
 COUNTS = (
     "fires",
@@ -74,6 +34,7 @@ COUNTS = (
     "parked",
     "discarded",
     "paused",
+    "source_failures",
     "bytes",
 )
 
@@ -95,6 +56,7 @@ class Tally:
         self.parked = 0
         self.discarded = 0
         self.paused = 0  # how often a source was not to be read
+        self.source_failures = 0
         self.bytes = 0
         self.lost: Counter[tuple[int, int]] = Counter()  # by (stage, cause)
         self.delivery = Histogram()
@@ -113,18 +75,34 @@ class Tally:
         self.acknowledgement.merge(other.acknowledgement)
 
 
-class Sheet(dict[str, Tally]):
-    """The tallies of one owner, by module. `sessions`: how many of its sessions use it."""
+SHEET_COUNTS = ("opened", "resumed", "cut", "frames_in", "frames_out", "bytes_out")
 
-    __slots__ = ("sessions",)
+
+class Sheet(dict[str, Tally]):
+    """The tallies of one owner, by module, and what is counted of its sessions."""
+
+    __slots__ = (*SHEET_COUNTS, "sessions")
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions = 0
+        self.sessions = 0  # that use it now
+        self.opened = 0
+        self.resumed = 0
+        self.cut = 0  # streams that were lost
+        self.frames_in = 0  # of clients, those of a bundle one by one
+        self.frames_out = 0  # messages for clients
+        self.bytes_out = 0  # in them
 
     def __missing__(self, module: str) -> Tally:
         tally = self[module] = Tally()
         return tally
+
+    def merge(self, other: Sheet) -> None:
+        """Add what another has counted."""
+        for name in SHEET_COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for module, tally in other.items():
+            self[module].merge(tally)
 
 
 class Tallies:
@@ -144,6 +122,7 @@ class Tallies:
             sheet = self._sheets[owner] = Sheet()
         self._idle.pop(owner, None)
         sheet.sessions += 1
+        sheet.opened += 1
         return sheet
 
     def close(self, owner: Owner) -> None:
@@ -154,20 +133,18 @@ class Tallies:
             return
         self._idle[owner] = None
         if len(self._idle) > IDLE_MAX:
-            for module, tally in self._sheets.pop(self._idle.popitem(last=False)[0]).items():
-                self._forgotten[module].merge(tally)
+            self._forgotten.merge(self._sheets.pop(self._idle.popitem(last=False)[0]))
 
-    def of(self, owner: Owner | None) -> Iterator[tuple[str, Tally]]:
-        """(module, tally) pairs of an owner, with None of everybody; a module may come several times."""
-        if owner is not None:
-            yield from self._sheets.get(owner, {}).items()
-            return
-        for sheet in (*self._sheets.values(), self._forgotten):
-            yield from sheet.items()
+    def of(self, owner: Owner | None) -> Iterator[Sheet]:
+        """The sheet of an owner, with None those of everybody."""
+        if owner is None:
+            yield from (*self._sheets.values(), self._forgotten)
+        elif owner in self._sheets:
+            yield self._sheets[owner]
 
-    def sums(self, owner: Owner | None) -> dict[str, Tally]:
-        """One tally for each module: of an owner, with None of everybody."""
-        sums = Sheet()
-        for module, tally in self.of(owner):
-            sums[module].merge(tally)
-        return sums
+    def sum(self, owner: Owner | None) -> Sheet:
+        """One sheet: of an owner, with None of everybody. A copy."""
+        total = Sheet()
+        for sheet in self.of(owner):
+            total.merge(sheet)
+        return total

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from aemd.core.histogram import Histogram
 from aemd.sources.timerfd import CLOCKS, TimerFd, TimerQueue
 
 EVENTS_PER_TURN = 1_024  # more wait for the next turn; a list of this size is made per epoll_wait
@@ -69,7 +70,8 @@ class Loop:
     """`sources.reactor.Reactor` over epoll.
 
     `on_fault(fault)` hears of callbacks that failed. Without it there is nobody to tell, and the exception
-    ends run(). `wakeups` counts how often epoll_wait slept and returned, `turns` all turns.
+    ends run(). `wakeups` counts how often epoll_wait slept and returned, `turns` all turns, `faults` the
+    callbacks that failed; `took` is how long turns took, awake, and `longest_ns` the longest of them.
     """
 
     def __init__(
@@ -81,6 +83,9 @@ class Loop:
         self.on_fault = on_fault
         self.wakeups = 0
         self.turns = 0
+        self.faults = 0
+        self.took = Histogram()
+        self.longest_ns = 0
         self._epoll = select.epoll()
         self._watches: dict[int, _Watch] = {}
         self._deferred: list[Callable[[], None]] = []
@@ -191,7 +196,11 @@ class Loop:
             self._dispatch(ready)
             self._settle()
         finally:
+            took_ns = time.monotonic_ns() - self._mono_ns
             self._mono_ns = self._real_ns = 0
+            self.took.add(took_ns)
+            if took_ns > self.longest_ns:
+                self.longest_ns = took_ns
 
     def close(self) -> None:
         """Give the loop's own descriptors back; those of others are theirs to close."""
@@ -245,6 +254,7 @@ class Loop:
         self._report(Fault(-1, callback, error))
 
     def _report(self, fault: Fault) -> None:
+        self.faults += 1
         if self.on_fault is None:
             raise fault.exception
         self.on_fault(fault)

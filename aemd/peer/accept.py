@@ -209,7 +209,10 @@ class Acceptor:
         reserve: int,
         accepted: Callable[[socket.socket], None],
     ) -> None:
-        """`reserve`: how many descriptors are never used for connections."""
+        """`reserve`: how many descriptors are never used for connections. `laid_aside` counts how often there
+        were no more.
+        """
+        self.laid_aside = 0
         self._reactor = reactor
         self._listener = listener
         self._reserve = reserve
@@ -265,6 +268,7 @@ class Acceptor:
 
     def _lay_aside(self) -> None:
         self._laid_aside = True
+        self.laid_aside += 1
         self._reactor.modify(self._listener.fileno(), 0)
         clock = self._reactor.clock("monotonic")
         self._retry = clock.call_at(clock.now_ns() + RETRY_NS, lambda _now_ns: self._resume())

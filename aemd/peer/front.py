@@ -25,7 +25,7 @@ from aemd.core.accounts import Charge
 from aemd.core.errors import Code
 from aemd.core.principal import Principal
 from aemd.link import Cut, Frame, Kind, LinkError
-from aemd.peer.linkend import Handovers, LinkEnd
+from aemd.peer.linkend import Handovers, LinkEnd, Traffic
 from aemd.peer.processes import Process
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.sources.reactor import Reactor
@@ -102,6 +102,11 @@ class Front:
         self.pid, self.pidfd = pid, pidfd
         if not self._open:
             self._kill()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over its link."""
+        return self._link.traffic
 
     def finish(self, timeout_seconds: float) -> None:
         """Send all that is queued; the front sends it on and exits."""

@@ -20,6 +20,7 @@ import structlog
 from aemd.core.limits import MS, SECOND, Limits
 from aemd.core.principal import Owner, Principal
 from aemd.peer.front import Front, FrontOwner
+from aemd.peer.linkend import Traffic
 from aemd.peer.zygote import Zygote
 from aemd.sources.reactor import Reactor, Timer
 
@@ -36,6 +37,7 @@ class Fronts:
 
     def __init__(self, reactor: Reactor, limits: Limits, owner: FrontOwner, zygote: Zygote) -> None:
         self.replaced = 0
+        self._past = Traffic()  # of fronts that are gone
         self._reactor = reactor
         self._limits = limits
         self._owner = owner
@@ -52,6 +54,13 @@ class Fronts:
 
     def __iter__(self) -> Iterator[Front]:
         return iter(tuple(self._by_key.values()))
+
+    def traffic(self) -> Traffic:
+        """What went over the links of all fronts that there have been."""
+        total = Traffic()
+        for traffic in (self._past, *(front.traffic for front in self)):
+            total.add(traffic)
+        return total
 
     def choose(self, principal: Principal) -> Front | None:
         """The front for a new connection; None: it failed just now and is not to be tried again yet."""
@@ -151,6 +160,7 @@ class Fronts:
         key = self._keys.pop(front.number, None)
         if self._by_key.get(key) is front:
             del self._by_key[key]
+            self._past.add(front.traffic)
         timer = self._idle.pop(front.number, None)
         if timer is not None:
             timer.cancel()

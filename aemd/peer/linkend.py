@@ -11,6 +11,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from aemd import link
 from aemd.core.limits import SECOND
@@ -20,6 +21,23 @@ from aemd.sources.reactor import Reactor, Timer
 STALL_NS = 30 * SECOND  # a front that takes nothing for so long is as good as dead
 SEND_BYTES = 512 * 1024  # joined for one send(2); the kernel takes about 200 KiB at a time
 HANDOVERS_MAX = 8_192  # connections that wait for a front to take them; as many as one user may have
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What has gone over a link, seen from the core."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def add(self, other: Traffic) -> None:
+        """Add what went over another link."""
+        self.frames_in += other.frames_in
+        self.frames_out += other.frames_out
+        self.bytes_in += other.bytes_in
+        self.bytes_out += other.bytes_out
 
 
 class Stall:
@@ -67,7 +85,9 @@ class Stall:
 
 
 class LinkEnd:
-    """The core's end of a link. `broken` is called at most once, and nothing after it or after close()."""
+    """The core's end of a link. `broken` is called at most once, and nothing after it or after close().
+    `traffic` is what went over it.
+    """
 
     def __init__(
         self,
@@ -83,6 +103,7 @@ class LinkEnd:
         self._frames = frames
         self._broken = broken
         self._assembler = link.Assembler(payload_bytes_max)
+        self.traffic = Traffic()
         self._out: deque[bytes] = deque()
         self._flush_due = self._blocked = False
         self._stall = Stall(reactor, lambda: self._fail("it reads nothing"))
@@ -93,6 +114,7 @@ class LinkEnd:
         if self._sock.fileno() < 0:
             return
         self._out.append(frame)
+        self.traffic.frames_out += 1
         if not self._flush_due and not self._blocked:
             self._flush_due = True
             self._reactor.defer(self._flush)
@@ -140,7 +162,10 @@ class LinkEnd:
             self._fail("it is gone")
             return
         try:
-            self._frames(self._assembler.feed(piece))
+            frames = self._assembler.feed(piece)
+            self.traffic.bytes_in += len(piece)
+            self.traffic.frames_in += len(frames)
+            self._frames(frames)
         except LinkError as error:
             self._fail(f"it broke the protocol: {error}")
 
@@ -156,6 +181,7 @@ class LinkEnd:
                 self._fail(f"link: {error.strerror}")
                 return
             if sent:
+                self.traffic.bytes_out += sent
                 self._stall.move()
             if sent < len(joined):
                 self._out.appendleft(joined[sent:])

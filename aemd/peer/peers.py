@@ -28,6 +28,7 @@ from aemd.peer import accept
 from aemd.peer.front import Connection, Front
 from aemd.peer.fronts import Fronts
 from aemd.peer.gate import Gate, Refusals
+from aemd.peer.linkend import Traffic
 from aemd.peer.principal import UnidentifiedError, read_principal, read_self, read_uid
 from aemd.peer.processes import Process, Processes
 from aemd.peer.stream import Stream, StreamHandler
@@ -41,6 +42,8 @@ PROCESSES_SHARE = 4  # of the descriptors that other users' processes leave, thi
 PROCESSES_MIN = 16  # of one user, however short descriptors are
 TOO_FAST = "CONNECTIONS_PER_SECOND"  # causes of refusal, beside those of a front, link.Cut
 TOO_MANY = "CONNECTIONS"
+UNIDENTIFIED = "UNIDENTIFIED"  # the kernel does not say who it is
+NO_FRONT = "NO_FRONT"  # there was one just now that never served
 
 
 def front_command(limits: Limits, socket_path: bytes) -> list[str]:
@@ -119,6 +122,20 @@ class Peers:
             return len(self._connections)
         account = self._accounts.find(principal.uid)
         return account.used("connections") if account is not None else 0
+
+    @property
+    def accepted(self) -> int:
+        """How many connections were taken and given to fronts, ever."""
+        return self._last
+
+    @property
+    def laid_aside(self) -> int:
+        """How often accepting stopped for want of descriptors."""
+        return self._acceptor.laid_aside if self._acceptor is not None else 0
+
+    def traffic(self) -> Traffic:
+        """What went over the links to all fronts that there have been."""
+        return self._fronts.traffic()
 
     @property
     def fronts(self) -> int:
@@ -269,7 +286,7 @@ class Peers:
         try:
             principal, pidfd = read_principal(sock, self._own)
         except (UnidentifiedError, OSError):
-            sock.close()
+            self._refuse(sock, uid, UNIDENTIFIED)
             return
         if not admitted and not principal.administrator:
             os.close(pidfd)
@@ -283,8 +300,8 @@ class Peers:
         front = self._fronts.choose(principal)
         if front is None:
             charge.refund()
-            sock.close()
             os.close(pidfd)
+            self._refuse(sock, uid, NO_FRONT)
             return
         process = self._processes.hold(principal, pidfd)
         self._last += 1

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from aemd import __version__
 from aemd.core.principal import Principal
+from aemd.service.facts import descriptors_open, resident_bytes
+from aemd.service.measurements import Measurements
 from aemd.service.unary import Method, method, page_number, page_size, page_token, resource_number
 from aemd.service.views import principal_view, session_view
 from aemd.v1 import admin_pb2
 
 if TYPE_CHECKING:
     from aemd.service.daemon import Daemon
-
-PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
 class AdminService:
@@ -24,6 +24,7 @@ class AdminService:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._engine = daemon.engine
+        self._measurements = Measurements(daemon)
 
     def methods(self) -> Mapping[str, Method]:
         """Its methods by path."""
@@ -32,6 +33,7 @@ class AdminService:
             service + "GetStatus": method(admin_pb2.GetStatusRequest, self._status),
             service + "ListSessions": method(admin_pb2.ListSessionsRequest, self._list),
             service + "EndSession": method(admin_pb2.EndSessionRequest, self._end),
+            service + "GetMetrics": method(admin_pb2.GetMetricsRequest, self._metrics),
         }
 
     def _status(self, principal: Principal, _request: admin_pb2.GetStatusRequest) -> admin_pb2.DaemonStatus:
@@ -55,11 +57,11 @@ class AdminService:
             kernel=os.uname().release,
         )
         if principal.administrator:
-            status.descriptors_open = len(os.listdir("/proc/self/fd")) - 1  # the listing has one itself
+            status.descriptors_open = descriptors_open()
             status.descriptors_max = daemon.descriptors.limit
             status.fronts = daemon.peers.fronts
             status.fronts_replaced = daemon.peers.fronts_replaced
-            status.resident_bytes = _resident_bytes()
+            status.resident_bytes = resident_bytes()
             status.wakeups = daemon.loop.wakeups
         return status
 
@@ -87,8 +89,7 @@ class AdminService:
         self._daemon.conductor.end_session(session, f"ended by uid {principal.uid}")
         return admin_pb2.EndSessionResponse(jobs=jobs)
 
-
-def _resident_bytes() -> int:
-    """Statm of proc_pid_statm(5): its second field is the resident set in pages."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * PAGE_BYTES
+    def _metrics(
+        self, principal: Principal, request: admin_pb2.GetMetricsRequest
+    ) -> admin_pb2.GetMetricsResponse:
+        return self._measurements.collect(principal, request.jobs)

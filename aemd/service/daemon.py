@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import time
+from collections import Counter
 from functools import partial
 
 from aemd import __version__
@@ -120,6 +121,7 @@ class Daemon:
             **ModuleService(self.conductor).methods(),
             **AdminService(self).methods(),
         }
+        self.calls: Counter[str] = Counter()  # by method
         self._due_ns: int | None = None
         self._timer: Timer | None = None
 
@@ -161,10 +163,13 @@ class Daemon:
     def open_stream(self, stream: Stream) -> StreamHandler:
         """The handler of a new RPC."""
         if stream.method == SESSION_METHOD:
+            self.calls[stream.method] += 1
             return self.sessions.handler(stream)
         called = self.methods.get(stream.method)
         if called is None:
+            self.calls["unknown"] += 1  # their names are the clients' own
             return Unimplemented(stream)
+        self.calls[stream.method] += 1
         return UnaryCall(stream, called, run=partial(self.shares.run, stream.principal.uid))
 
     def process_gone(self, principal: Principal) -> None:

@@ -174,6 +174,7 @@ class SessionStream:
             return
         if self.session is None:
             raise MalformedError(f"the first frame of a stream is Hello, not {name}")
+        self.session.sheet.frames_in += 1
         try:
             answered = self._sessions.requests.handle(self.session, name, frame)
         except MalformedError:

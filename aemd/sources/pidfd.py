@@ -54,6 +54,7 @@ from dataclasses import dataclass
 
 from aemd.core.errors import AemError, Code
 from aemd.core.limits import MS
+from aemd.sources.counts import counts
 from aemd.sources.reactor import Reactor, Timer
 
 GRACE_NS = 100 * MS  # for a reap after an exit; an init or a shell that waits needs less than one
@@ -68,6 +69,8 @@ EXIT_CODE_OFFSET = 60
 
 # Fields of proc_pid_stat(5), counted from the first behind the command's closing bracket (field 3).
 _STATE, _START_TIME, _EXIT_CODE = 3 - 3, 22 - 3, 52 - 3
+
+_COUNTS = counts("pidfd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,7 @@ class ProcessExit:
 
     def _known(self) -> Ending | None:
         """How the process ended, if one of the two windows tells."""
+        _COUNTS.reads += 1
         try:
             self._facts_at_end = self.identify()
             stat = _read_stat(self.pid) if _may_read(self.pid) else None
@@ -197,6 +201,7 @@ class ProcessExit:
         return None if status is None else Ending(status, reaped=True, source="pidfd", facts=facts)
 
     def _unknown(self) -> Ending:
+        _COUNTS.failures += 1
         reaped = self.is_reaped()
         source = (
             "it was reaped, and this kernel does not keep how it ended"
@@ -209,6 +214,7 @@ class ProcessExit:
         if self.ending is None:
             self._unwatch()
             self.ending = ending
+            _COUNTS.events += 1
             self._on_end(ending)
 
     def _unwatch(self) -> None:

@@ -60,6 +60,7 @@ import termios
 from typing import NamedTuple
 
 from aemd.core.limits import SECOND
+from aemd.sources.counts import counts
 from aemd.sources.reactor import Reactor
 
 DISCARD_NS = 2 * SECOND  # nginx: lingering_timeout 5 s; Apache httpd: 2 s
@@ -68,6 +69,8 @@ MEMINFO_DROPS = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 NUMBERS = itertools.count(1)  # of connections; here because a module may be loaded anew, a source is not
 _MEMINFO = struct.Struct("@9I")
 _CREDENTIALS = struct.Struct("@iII")
+_ACCEPTS = counts("accept")
+_DATAGRAMS = counts("datagram")
 CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 # accept(2), "Error handling", and what a firewall answers: try the next one.
@@ -143,7 +146,15 @@ def accept(listener: socket.socket) -> tuple[socket.socket, RawAddress]:
 
     Raises BlockingIOError if there is none, OSError as accept(2).
     """
-    sock, raw = listener.accept()
+    _ACCEPTS.reads += 1
+    try:
+        sock, raw = listener.accept()
+    except BlockingIOError:
+        raise
+    except OSError:
+        _ACCEPTS.failures += 1
+        raise
+    _ACCEPTS.events += 1
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -162,10 +173,19 @@ def receive_message(
 
     Raises BlockingIOError if there is none, OSError as recvmsg(2).
     """
-    if not credentials:
-        size, raw = sock.recvfrom_into(view, 0, socket.MSG_TRUNC)
-        return size, raw, None
-    size, control, _, raw = sock.recvmsg_into([view], CREDENTIALS_SPACE, socket.MSG_TRUNC)
+    _DATAGRAMS.reads += 1
+    try:
+        if not credentials:
+            size, raw = sock.recvfrom_into(view, 0, socket.MSG_TRUNC)
+            _DATAGRAMS.events += 1
+            return size, raw, None
+        size, control, _, raw = sock.recvmsg_into([view], CREDENTIALS_SPACE, socket.MSG_TRUNC)
+    except BlockingIOError:
+        raise
+    except OSError:
+        _DATAGRAMS.failures += 1
+        raise
+    _DATAGRAMS.events += 1
     raw = "" if raw is None else raw  # a sender without a name
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:

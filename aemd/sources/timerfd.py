@@ -42,6 +42,7 @@ import time
 from collections.abc import Callable
 from select import EPOLLIN
 
+from aemd.sources.counts import counts
 from aemd.sources.reactor import Reactor
 
 CLOCKS = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME, "realtime": time.CLOCK_REALTIME}
@@ -56,6 +57,7 @@ TFD_CLOEXEC = os.O_CLOEXEC
 TFD_NONBLOCK = os.O_NONBLOCK
 
 _SECOND = 1_000_000_000
+_COUNTS = counts("timerfd")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -219,6 +221,7 @@ class TimerQueue:
         if self._timer is None:
             return
         was_set = self._timer.read()
+        _COUNTS.reads += 1
         self._armed_ns = None if was_set else 0
         self._settle_later()
         if was_set:
@@ -234,6 +237,7 @@ class TimerQueue:
             if callback is None:
                 self._garbage -= 1
             else:
+                _COUNTS.events += 1
                 self._guarded(callback, now_ns)
 
     def _tell_set(self) -> None:

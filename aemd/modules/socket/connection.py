@@ -29,6 +29,7 @@ from aemd.core.errors import AemError, Code, exhausted, invalid
 from aemd.core.limits import SECOND
 from aemd.modules.socket.discard import DISCARD_READS, Discard
 from aemd.modules.socket.event import connection_field, encode_data, key_field
+from aemd.sources.counts import counts
 from aemd.sources.framing import FrameIncompleteError, Framing
 from aemd.sources.output import MessageOutput, StreamOutput
 from aemd.sources.reactor import Timer
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 FRAMES_PER_TURN = 256  # a quarter of a job's queue
 STALL_NS = 30 * SECOND  # a peer that takes nothing for so long gets no more; nginx: send_timeout 60 s
 UNWATCHED = -1
+
+_COUNTS = counts("stream")
 
 
 class Connection:
@@ -143,16 +146,19 @@ class Connection:
     def _read(self) -> None:
         listener = self.listener
         view, flags = listener.view, listener.read_flags
+        _COUNTS.reads += 1
         try:
             size = self.sock.recv_into(view, 0, flags)
         except BlockingIOError:
             return
         except OSError as error:
+            _COUNTS.failures += 1
             self._fail(error.errno or 0)
             return
         if not size and (not flags or ended(self.sock)):
             self._end()
             return
+        _COUNTS.events += 1
         self.bytes_in += size
         self._heard_ns = listener.reactor.mono_ns()
         if self._framing is not None:

@@ -48,6 +48,12 @@ class AsyncCalls:
         """How the daemon does."""
         return await self._call(_unary.GET_STATUS, admin_pb2.GetStatusRequest())
 
+    async def metrics(self, jobs: int = 0) -> admin_pb2.GetMetricsResponse:
+        """Everything that is counted, and of so many jobs one by one: the caller's, for the administrator
+        everybody's and the daemon's own.
+        """
+        return await self._call(_unary.GET_METRICS, admin_pb2.GetMetricsRequest(jobs=jobs))
+
     async def list_jobs(
         self, module: str | None = None, state: str | int | None = None
     ) -> AsyncIterator[job_pb2.Job]:

@@ -47,6 +47,12 @@ class Calls:
         """How the daemon does."""
         return self._call(_unary.GET_STATUS, admin_pb2.GetStatusRequest())
 
+    def metrics(self, jobs: int = 0) -> admin_pb2.GetMetricsResponse:
+        """Everything that is counted, and of so many jobs one by one: the caller's, for the administrator
+        everybody's and the daemon's own.
+        """
+        return self._call(_unary.GET_METRICS, admin_pb2.GetMetricsRequest(jobs=jobs))
+
     def list_jobs(self, module: str | None = None, state: str | int | None = None) -> Iterator[job_pb2.Job]:
         """All jobs that the caller may see, by id, of one module or in one state if given."""
         token = ""

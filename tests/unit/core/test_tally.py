@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from aemd.core.histogram import BOUNDS_NS, BUCKETS, Histogram
 from aemd.core.limits import MS, SECOND
 from aemd.core.now import Now
 from aemd.core.principal import Owner
-from aemd.core.tally import BOUNDS_NS, BUCKETS, IDLE_MAX, Histogram, Tallies
+from aemd.core.tally import IDLE_MAX, Tallies
 from aemd.v1 import job_pb2, session_pb2
 
 
 def tally_of(bench, module="queues"):
-    return bench.engine.tallies(bench.principal.owner)[module]
+    return bench.engine.sheet(bench.principal.owner)[module]
 
 
 def later(bench, ns):
@@ -166,10 +167,10 @@ def test_owners_are_told_apart_and_the_sum_over_everybody_never_goes_back():
     for uid in range(IDLE_MAX + 5):
         tallies.open(Owner(uid))["timer"].fires += 1
         tallies.close(Owner(uid))
-    assert dict(tallies.of(Owner(0))) == {}  # forgotten
-    assert tallies.sums(Owner(IDLE_MAX))["timer"].fires == 1
-    assert tallies.sums(Owner(IDLE_MAX, user_namespace=1)) == {}
-    assert tallies.sums(None)["timer"].fires == IDLE_MAX + 5
+    assert tallies.sum(Owner(0)) == {}  # forgotten
+    assert tallies.sum(Owner(IDLE_MAX))["timer"].fires == 1
+    assert tallies.sum(Owner(IDLE_MAX, user_namespace=1)) == {}
+    assert tallies.sum(None)["timer"].fires == IDLE_MAX + 5
 
 
 def test_an_owner_with_a_session_is_not_forgotten():
@@ -181,4 +182,4 @@ def test_an_owner_with_a_session_is_not_forgotten():
         tallies.open(Owner(uid))
         tallies.close(Owner(uid))
     sheet["timer"].fires += 1
-    assert tallies.sums(Owner(7))["timer"].fires == 1
+    assert tallies.sum(Owner(7))["timer"].fires == 1
