@@ -34,6 +34,7 @@ check: dev ## Lint, types, import layers, proto, generated files
 	$(BIN)/buf format --exit-code >/dev/null
 	$(BIN)/python tools/diagrams.py --check
 	$(BIN)/python tools/man.py --check
+	$(BIN)/python tools/metrics.py --check
 	@tools/setup.sh proto
 	PATH=.venv-proto/bin:$$PATH .venv-proto/bin/python tools/gen_proto.py --check
 
@@ -44,6 +45,7 @@ fix: dev ## Mend what check can mend by itself
 	$(BIN)/buf format -w
 	$(BIN)/python tools/diagrams.py
 	$(BIN)/python tools/man.py
+	$(BIN)/python tools/metrics.py
 
 .PHONY: proto
 proto: ## Generate the Python code of proto/
