@@ -16,12 +16,13 @@ import shutil
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aemd.core.accounts import Accounts, Charge
 from aemd.core.errors import AemError
 from aemd.core.limits import Limits
-from aemd.core.principal import Principal
+from aemd.core.principal import Owner, Principal
 from aemd.core.quota import Quota
 from aemd.link import OFFENCES, Cut
 from aemd.peer import accept
@@ -96,6 +97,7 @@ class Peers:
         self._place: accept.Place | None = None
         self._acceptor: accept.Acceptor | None = None
         self._connections: dict[int, Connection] = {}
+        self._of_owner: Counter[Owner] = Counter()
         self._accounts = accounts or Accounts()
         self._last = self._to_self = 0
         self._gate = Gate(Quota().connections_per_second)
@@ -117,11 +119,10 @@ class Peers:
         return len(self._connections)
 
     def connections_of(self, principal: Principal) -> int:
-        """How many the user of `principal` has; for the administrator how many there are."""
-        if principal.administrator:
-            return len(self._connections)
-        account = self._accounts.find(principal.uid)
-        return account.used("connections") if account is not None else 0
+        """How many its owner has, which is less than its uid pays for where root of a container is called
+        root; for the administrator how many there are.
+        """
+        return len(self._connections) if principal.administrator else self._of_owner[principal.owner]
 
     @property
     def accepted(self) -> int:
@@ -260,6 +261,10 @@ class Peers:
         """Refund it."""
         del self._connections[connection.number]
         connection.charge.refund()
+        owner = connection.principal.owner
+        self._of_owner[owner] -= 1
+        if not self._of_owner[owner]:
+            del self._of_owner[owner]
         connection.process.connections.discard(connection.number)
         self._processes.release(connection.process)
         if not connection.front.connections:
@@ -309,6 +314,7 @@ class Peers:
             number=self._last, principal=principal, charge=charge, process=process, front=front
         )
         self._connections[connection.number] = connection
+        self._of_owner[principal.owner] += 1
         process.connections.add(connection.number)
         if not front.hand_over(connection, sock) and connection.number in self._connections:
             self.connection_over(connection)

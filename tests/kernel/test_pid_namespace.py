@@ -236,8 +236,14 @@ def test_way_out_gives_the_number_inside_or_none(caller, monkeypatch, older):
         int(name) for name in os.listdir("/proc") if name.isdigit() and pids(int(name))[1:] == (nested, 1)
     )
     assert callers_pid(who, deep) == nested
-    sibling = replace(who, owner=replace(who.owner, pid_namespace=inode(deep)), pid=deep, own_pid=1)
-    assert callers_pid(replace(sibling, start_time_ticks=ticks(deep)), caller.pid) == 0
+    owner = replace(who.owner, pid_namespace=inode(deep))
+    below = replace(who, owner=owner, pid=deep, own_pid=1, start_time_ticks=ticks(deep))
+    assert callers_pid(below, deep) == 1
+    assert callers_pid(below, caller.pid) == 0
+    with inside(CLONE_NEWPID | CLONE_NEWUSER) as neighbour:
+        assert callers_pid(neighbour.principal, neighbour.pid) == neighbour.child
+        assert callers_pid(neighbour.principal, caller.pid) == 0
+        assert callers_pid(neighbour.principal, deep) == 0
 
 
 def ticks(pid: int) -> int:

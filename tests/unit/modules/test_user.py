@@ -234,3 +234,14 @@ def test_sender_is_named_by_the_number_that_the_channels_owner_knows(user: User,
         assert user.raise_events(sender, "c", [b""], uid) == 1
     pids = [(job, event_pb2.Event.FromString(event).user.sender_pid) for job, event in host.fired]
     assert pids == [(1, 7), (2, 77), (1, 7)]
+
+
+def test_one_sender_has_a_number_in_each_namespace_that_it_raises_in(user: User, host: Host) -> None:
+    """Somebody of another pid namespace who may raise on a channel of the daemon's, too."""
+    granted = who(1_000, pid=4_242, pid_namespace=9, own_pid=7, administrator=True)
+    listen(user, 1, granted, "c")
+    listen(user, 2, who(1_001), "c")
+    for uid in (None, 1_001, None):
+        user.raise_events(granted, "c", [b""], uid)
+    pids = [(job, event_pb2.Event.FromString(event).user.sender_pid) for job, event in host.fired]
+    assert pids == [(1, 7), (2, 4_242), (1, 7)]
