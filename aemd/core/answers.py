@@ -60,7 +60,7 @@ class Answers(Course):
                 "ACKNOWLEDGEMENT_EXPLICIT",
                 f"binding {binding_id} is acknowledged entry by entry; send Complete or Nack",
             )
-        if epoch == binding.job.epoch and binding.ack_to(seq, now.mono_ns):
+        if epoch == binding.epoch and binding.ack_to(seq, now.mono_ns):
             self._settled(binding)
 
     def complete(
@@ -85,7 +85,7 @@ class Answers(Course):
                 return
             raise _not_in_flight(binding_id, seq)
         self._check_cursor(binding, epoch, seq)
-        entry = binding.complete(seq, now.mono_ns) if epoch == binding.job.epoch else None
+        entry = binding.complete(seq, now.mono_ns) if epoch == binding.epoch else None
         if entry is None and (binding.options.acknowledgement != NONE or reply is not None):
             raise _not_in_flight(binding_id, seq)
         if error is not None:
@@ -126,7 +126,7 @@ class Answers(Course):
         if binding is None:
             return
         self._check_cursor(binding, epoch, seq)
-        entry = binding.unacked.get(seq) if binding.unacked and epoch == binding.job.epoch else None
+        entry = binding.unacked.get(seq) if binding.unacked and epoch == binding.epoch else None
         if entry is None or entry.state is not EntryState.INFLIGHT:
             raise _not_in_flight(binding_id, seq)
         if reason:
@@ -151,10 +151,12 @@ class Answers(Course):
 
         Never refused: whoever asks sees to it that `session.awaited` stays bounded.
         """
-        binding = job.binding
+        binding = next((held for held in job.bindings if held.session is session), None)
+        if binding is None:
+            return
         if binding.marks is None:
             binding.marks = deque()
-        binding.marks.append((binding.head, request_id))
+        binding.marks.append((job.binding.head, request_id))
         session.awaited += 1
         session.send_marks(binding, None)
         self._check_control(session)
@@ -193,9 +195,9 @@ class Answers(Course):
 
     @staticmethod
     def _check_cursor(binding: Binding, epoch: int, seq: int) -> None:
-        if not 0 < epoch <= binding.job.epoch:
-            raise invalid("cursor.epoch", f"is {epoch}, the job's is {binding.job.epoch}", value=epoch)
-        if epoch == binding.job.epoch and seq > binding.sent:
+        if not 0 < epoch <= binding.epoch:
+            raise invalid("cursor.epoch", f"is {epoch}, the job's is {binding.epoch}", value=epoch)
+        if epoch == binding.epoch and seq > binding.sent:
             raise invalid(
                 "cursor.seq", f"is {seq}, delivered is up to {binding.sent}", value=seq, limit=binding.sent
             )

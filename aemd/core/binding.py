@@ -32,6 +32,11 @@ class Binding(Flight):
 
     __slots__ = ()
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of its numbers."""
+        return self.job.epoch
+
     def next_entry(self) -> Entry | None:
         """What is to be sent next, whatever credit says; None if there is nothing, or it must wait for an
         acknowledgement.
@@ -95,9 +100,9 @@ class Binding(Flight):
                 break
             del queue[0]
             entry.state = after[entry.state]
-            entry.attempts = 1
+            entry.attempts += 1
             last = entry.last
-            if last != entry.first:
+            if last != entry.first or entry.attempts > 1:
                 plain = False
             if not once:
                 unacked[last] = entry
@@ -179,7 +184,7 @@ class Binding(Flight):
             entry.absorb(queue.popleft())
             self.gaps -= 1
         self.sent = self.shown = entry.last
-        entry.attempts = 1
+        entry.attempts += 1
         if self.options.acknowledgement == NONE:
             entry.state = ON_SEND_ONCE[entry.state]
             if entry.loss is not None and entry.loss.unknown:

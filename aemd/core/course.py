@@ -20,6 +20,8 @@ from aemd.core.job import Action, Job, JobEvent, JobState
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.options import OptionsParser
+from aemd.core.reader import Reader
+from aemd.core.reading import Reading
 from aemd.core.registry import Registry
 from aemd.core.session import Session
 from aemd.core.tally import Tallies
@@ -27,7 +29,7 @@ from aemd.core.tally import Tallies
 ENDS_PER_TURN = 2_000  # jobs whose sessions have ended: 10 ms with what their modules do
 
 
-class Course:
+class Course(Reading):
     """The state of the engine, and the steps that several commands share."""
 
     def __init__(self, limits: Limits, accounts: Accounts | None = None) -> None:
@@ -45,6 +47,7 @@ class Course:
         self._ends_ns = 0  # this time
         self._next_session = 1
         self._next_job = 1
+        self._kept: dict[Job, None] = {}  # durable jobs of which something is to be kept
 
     def _turn(self, job: Job, event: JobEvent) -> None:
         action = job.turn(event)
@@ -72,39 +75,90 @@ class Course:
         job = binding.job
         if job.state is JobState.GONE:
             return
+        if isinstance(binding, Reader):
+            self._settled_reader(binding)
+            return
         if not binding.unacked and (
             job.state is JobState.CLOSING or (job.state is JobState.DRAINING and not binding.queue)
         ):
             self._end(job, job.reason)
             return
+        self._tell_settled(binding)
+        if binding.paused and _has_room(binding):
+            binding.paused = False
+            self._effects.append(Resume(job))
+        if binding.listed < 0:
+            binding.session.wake(binding)
+
+    def _tell_settled(self, binding: Binding) -> None:
         if binding.marks is not None:
             binding.session.send_marks(binding, None)
         stats = binding.stats
         if stats is not None and stats.lost != stats.lost_shown:
             stats.lost_shown = stats.lost
             self._tell_progress(binding, stats.lost)
-        options = binding.options
-        if (
-            binding.paused
-            and 2 * binding.depth <= options.queue_depth
-            and 2 * binding.bytes <= options.queue_bytes
-        ):
-            binding.paused = False
-            self._effects.append(Resume(job))
-        if binding.listed < 0:
-            binding.session.wake(binding)
+
+    def _settled_reader(self, reader: Reader) -> None:
+        """As above, for one who reads a durable job."""
+        job = reader.job
+        durable = job.durable
+        assert durable is not None
+        if not reader.follows:
+            durable.note(reader)
+            self._kept[job] = None
+        closed = job.state is JobState.CLOSING and not job.in_flight
+        spent = (
+            job.state is JobState.DRAINING
+            and job.options.one_shot
+            and durable.acked == (job.epoch, job.binding.head)
+        )
+        if closed or spent:
+            self._end(job, job.reason)
+            return
+        self._tell_settled(reader)
+        if reader.paused and _has_room(reader):
+            self.read_on(reader)
+        elif reader.listed < 0:
+            reader.session.wake(reader)
 
     def _tell_progress(self, binding: Binding, lost: int) -> None:
-        epoch = binding.job.epoch
+        epoch = binding.epoch
         frame = encoding.progress_frame(
             binding.id, epoch=epoch, head=binding.head, acked=binding.acked, lost=lost
         )
         binding.session.add_control(frame)
 
+    def _let_go(self, binding: Binding) -> None:
+        """A binding ends: of a durable job only that, any other job ends with it."""
+        if not isinstance(binding, Reader):
+            self._end(binding.job, "let go by its session")
+            return
+        job, durable = binding.job, binding.job.durable
+        assert durable is not None
+        if not binding.follows:
+            durable.note(binding)
+            self._kept[job] = None
+        self._leave(binding)
+        if job.state is JobState.CLOSING and not job.in_flight:
+            self._end(job, job.reason)
+
+    def _leave(self, reader: Reader) -> None:
+        """What it had not dealt with stays in the history, for whoever comes."""
+        job, durable = reader.job, reader.job.durable
+        assert durable is not None
+        reader.discard_waiting()
+        reader.discard_in_flight()
+        self._unbind(reader)
+        del durable.readers[reader]
+        job.binding.absorb(reader)  # type: ignore[attr-defined]
+
     def _end(self, job: Job, reason: str) -> None:
         """The job is GONE, whatever was in flight."""
         self._turn(job, JobEvent.END)
         job.reason = reason
+        if job.durable is not None:
+            self._end_durable(job)
+            return
         binding, session = job.binding, job.session
         if binding.queue is not None or binding.unacked is not None:
             binding.discarded += binding.discard_waiting()
@@ -116,18 +170,38 @@ class Course:
                 session.send_marks(binding, None)
             session.tell_state(job)
 
+    def _end_durable(self, job: Job) -> None:
+        durable = job.durable
+        assert durable is not None
+        self._deadlines.cancel((Due.SHUTDOWN, job))
+        for reader in list(durable.readers):
+            session = reader.session
+            if session.connected:
+                if reader.marks is not None:
+                    session.send_marks(reader, None)
+                session.tell_state(job)
+            self._leave(reader)
+        self._kept[job] = None
+        durable.charge.refund()
+        job.session.charge.refund()
+        self._tallies.close(job.owner.owner)
+        self._registry.remove_job(job)
+
     def _forget(self, job: Job) -> None:
-        binding, session = job.binding, job.session
+        self._unbind(job.binding)
+        job.session.account.refund("jobs")
+        self._registry.remove_job(job)
+
+    def _unbind(self, binding: Binding) -> None:
+        session = binding.session
         session.drop(binding)
         self._deadlines.cancel((Due.ACK, binding))
         self._deadlines.cancel((Due.DELAY, binding))
         del session.bindings[binding.id]
-        lease_ns = job.options.lease_ns
+        lease_ns = binding.job.options.lease_ns
         session.leases[lease_ns] -= 1
         if not session.leases[lease_ns]:
             del session.leases[lease_ns]
-        session.account.refund("jobs")
-        self._registry.remove_job(job)
 
     def _schedule_ack(self, binding: Binding) -> None:
         due_ns = binding.next_expiry_ns() if binding.session.connected else None
@@ -179,7 +253,9 @@ class Course:
             return
         while lapsing[-1][0] <= waited_ns:
             binding = session.bindings.get(lapsing.pop()[1])
-            if binding is not None:
+            if isinstance(binding, Reader):
+                self._let_go(binding)
+            elif binding is not None:
                 self._end(binding.job, "its lease ended")
         self._deadlines.set((Due.LEASE, session), session.lost_ns + lapsing[-1][0])
 
@@ -208,7 +284,10 @@ class Course:
             some = list(islice(session.bindings.values(), self._ends_left))
             self._ends_left -= max(len(some), 1)
             for binding in some:
-                self._end(binding.job, session.reason)
+                if isinstance(binding, Reader):
+                    self._let_go(binding)
+                else:
+                    self._end(binding.job, session.reason)
             if session.bindings:
                 self._ending.rotate(-1)  # those with few jobs do not wait for it
             else:
@@ -228,3 +307,8 @@ class Course:
     def _settle_account(self, session: Session) -> None:
         self._tallies.close(session.principal.owner)
         session.charge.refund()
+
+
+def _has_room(binding: Binding) -> bool:
+    options = binding.options
+    return 2 * binding.depth <= options.queue_depth and 2 * binding.bytes <= options.queue_bytes

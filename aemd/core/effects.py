@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from aemd.core.errors import Code
 
 if TYPE_CHECKING:
+    from aemd.core.history import Cursor, Record
     from aemd.core.job import Job
+    from aemd.core.reader import Reader
     from aemd.core.session import Session
 
 
@@ -70,4 +72,23 @@ class SessionEnded:
     reason: str
 
 
-Effect: TypeAlias = Arm | Disarm | Release | Operate | Pause | Resume | SessionEnded
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Entries of a durable job that are not in memory: `Engine.fetched` takes what there is of them."""
+
+    reader: Reader
+    after: Cursor
+    records_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """An entry of a durable job is to be kept, put aside."""
+
+    job: Job
+    record: Record
+    attempts: int
+    reason: str
+
+
+Effect: TypeAlias = Arm | Disarm | Release | Operate | Pause | Resume | SessionEnded | Fetch | Park

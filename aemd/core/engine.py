@@ -20,6 +20,7 @@ from aemd.core.deadlines import Due
 from aemd.core.effects import Effect
 from aemd.core.errors import exhausted, invalid, not_found
 from aemd.core.job import Job, JobEvent, JobState
+from aemd.core.keeping import Keeping
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
 from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
@@ -40,7 +41,7 @@ class Totals:
     lost: int
 
 
-class Engine(Stimuli, Answers):
+class Engine(Stimuli, Answers, Keeping):
     """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess; `accounts` are those
     of the whole daemon.
     """
@@ -121,7 +122,7 @@ class Engine(Stimuli, Answers):
 
     def _restream(self, binding: Binding, position: tuple[int, int]) -> None:
         epoch, seq = position
-        received = seq if epoch == binding.job.epoch else 0 if epoch < binding.job.epoch else binding.sent
+        received = seq if epoch == binding.epoch else 0 if epoch < binding.epoch else binding.sent
         binding.credit_events = binding.credit_bytes = 0
         if binding.head:
             binding.overdue_gaps(received)
@@ -251,10 +252,10 @@ class Engine(Stimuli, Answers):
             return
         self._turn(job, JobEvent.SHUTDOWN)
         job.reason = reason
-        binding = job.binding
-        binding.discarded += binding.discard_waiting()
-        binding.session.drop(binding)
-        if not binding.unacked:
+        for binding in job.bindings:
+            binding.discarded += binding.discard_waiting()
+            binding.session.drop(binding)
+        if not job.in_flight:
             self._end(job, reason)
             return
         due_ns = now.mono_ns + (deadline_ns or self.limits.shutdown_ns)
@@ -277,7 +278,7 @@ class Engine(Stimuli, Answers):
         binding = session.bindings.get(binding_id)
         if binding is None:
             raise not_found(f"binding {binding_id}")
-        self._end(binding.job, "let go by its session")
+        self._let_go(binding)
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order; each is given once."""

@@ -24,6 +24,30 @@ class Cursor(NamedTuple):
     seq: int
 
 
+START = Cursor(1, 0)  # of a job that never fired
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How far a durable job is. `head`: its newest number. `oldest`: everything up to there is trimmed.
+
+    `acked`: everything up to there is dealt with by the client that answers for it; so are the numbers in
+    `dealt`, ranges of the same epoch. `seen`: it was sent everything up to there. `lost`: numbers that gaps
+    have covered.
+    """
+
+    head: Cursor = START
+    oldest: Cursor = START
+    acked: Cursor = START
+    dealt: tuple[Range, ...] = ()
+    seen: Cursor = START
+    lost: int = 0
+
+
+NEW = Positions()
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
     """How much of a history is kept."""

@@ -19,6 +19,7 @@ from aemd.v1 import job_pb2
 
 if TYPE_CHECKING:
     from aemd.core.binding import Binding
+    from aemd.core.durable import Durable
     from aemd.core.options import Options
     from aemd.core.principal import Principal
     from aemd.core.session import Session
@@ -128,6 +129,7 @@ class Job:
         "binding",
         "create_time_ns",
         "data",
+        "durable",
         "epoch",
         "gap_told",
         "id",
@@ -167,6 +169,7 @@ class Job:
         self.state = JobState.REGISTERED
         self.reason = ""
         self.data: object = None
+        self.durable: Durable | None = None
         self.epoch = 1
         self.last_fire_ns = 0
         self.gap_told = False  # since its source failed
@@ -178,6 +181,16 @@ class Job:
     def session(self) -> Session:
         """The session that holds it."""
         return self.binding.session
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """Those who are sent its events: the one, or, of a durable job, any number."""
+        return (self.binding,) if self.durable is None else tuple(self.durable.readers)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether somebody has something of it that is not dealt with."""
+        return any(binding.unacked for binding in self.bindings)
 
     @property
     def stats(self) -> JobStats:

@@ -251,7 +251,7 @@ class Outbox:
             else:
                 entries, spent, plain = binding.take_queued(events, room, now_ns)
             parts, size = encoding.run_parts(
-                binding=binding.id, epoch=binding.job.epoch, entries=entries, plain=plain
+                binding=binding.id, epoch=binding.epoch, entries=entries, plain=plain
             )
             writer.run(parts, size, len(entries))
             self._count(binding, spent + EVENT_OVERHEAD_BYTES * len(entries))
@@ -264,7 +264,7 @@ class Outbox:
 
     def _send_gap(self, binding: Binding, writer: _Writer, now_ns: int) -> None:
         entry = binding.take_gap(now_ns)
-        writer.frame(encoding.gap_frame(binding=binding.id, epoch=binding.job.epoch, entry=entry))
+        writer.frame(encoding.gap_frame(binding=binding.id, epoch=binding.epoch, entry=entry))
         self._count(binding, GAP_COST_BYTES)
         if binding.marks is not None:
             self.send_marks(binding, writer)
@@ -276,7 +276,7 @@ class Outbox:
             seq, request_id = marks.popleft()
             self.awaited -= 1
             frame = encoding.sync_done_frame(
-                request_id, job=binding.job.id, binding=binding.id, epoch=binding.job.epoch, seq=seq
+                request_id, job=binding.job.id, binding=binding.id, epoch=binding.epoch, seq=seq
             )
             if writer is not None:
                 writer.frame(frame)
@@ -313,7 +313,8 @@ class Outbox:
 
     def _place(self, binding: Binding) -> None:
         """List `binding` where it belongs after its turn."""
-        if binding.paused or binding.job.state is JobState.DRAINING:
+        job = binding.job
+        if binding.paused or job.state is JobState.DRAINING or job.durable is not None:
             self.emptied.append(binding)
         entry = binding.next_entry()
         if entry is None:

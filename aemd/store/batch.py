@@ -12,11 +12,10 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from aemd.core.history import Cursor, Keep, Record
+from aemd.core.history import Cursor, Keep, Range, Record
 from aemd.store.rows import (
     JobRow,
     ParkedRow,
-    Range,
     entry_columns,
     job_columns,
     pack_ranges,
@@ -25,13 +24,13 @@ from aemd.store.rows import (
 TRIM_ROWS = 512  # looked at in one step
 PURGE_ROWS = 10_000  # of a job that is gone, in one commit
 
-_PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _SET_HEAD = (
     "UPDATE jobs SET epoch = ?, head = ?, oldest_epoch = ?, oldest = ?, entries = ?, bytes = ?, lost = ?"
     " WHERE id = ?"
 )
-_SET_ACKED = "UPDATE jobs SET acked_epoch = ?, acked = ?, dealt = ? WHERE id = ?"
+_SET_ACKED = "UPDATE jobs SET acked_epoch = ?, acked = ?, seen_epoch = ?, seen = ?, dealt = ? WHERE id = ?"
 _OLDEST = (
     "SELECT epoch, last, length(key) + coalesce(length(event), 0), real_ns FROM entries WHERE job = ?"
     " ORDER BY epoch, last LIMIT ?"
@@ -59,7 +58,8 @@ class Extent:
     @classmethod
     def of(cls, row: JobRow, keep: Keep) -> Extent:
         """Of a job as it stands in the database."""
-        return cls(keep, row.head, row.oldest, row.entries, row.bytes, row.lost)
+        at = row.positions
+        return cls(keep, at.head, at.oldest, row.entries, row.bytes, at.lost)
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Batch:
     jobs: dict[int, tuple[JobRow, Keep]] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     entries: dict[int, list[Record]] = field(default_factory=dict)
-    acked: dict[int, tuple[Cursor, tuple[Range, ...]]] = field(default_factory=dict)
+    acked: dict[int, tuple[Cursor, Cursor, tuple[Range, ...]]] = field(default_factory=dict)
     running: dict[int, bool] = field(default_factory=dict)
     parked: dict[tuple[int, int, int], ParkedRow] = field(default_factory=dict)
     unparked: set[tuple[int, int, int]] = field(default_factory=set)
@@ -121,8 +121,8 @@ class Writer:
         try:
             self._write_jobs(batch, changed)
             self._write_entries(batch, changed)
-            for job, (cursor, dealt) in batch.acked.items():
-                execute(_SET_ACKED, (*cursor, pack_ranges(dealt), job))
+            for job, (acked, seen, dealt) in batch.acked.items():
+                execute(_SET_ACKED, (*acked, *seen, pack_ranges(dealt), job))
             for job, running in batch.running.items():
                 execute("UPDATE jobs SET running = ? WHERE id = ?", (int(running), job))
             self._write_parked(batch)

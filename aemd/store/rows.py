@@ -7,22 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aemd.core.entry import Loss
-from aemd.core.history import Cursor, Record
+from aemd.core.history import NEW, Cursor, Positions, Range, Record
 from aemd.core.principal import Owner
 from aemd.v1 import session_pb2
 
 Columns = tuple[object, ...]
-Range = tuple[int, int]
 _RANGE = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A durable job at rest. `definition` is opaque here: what it takes to register it again.
-
-    `head`: its newest position. `oldest`: everything up to there is no longer kept. `acked`: everything up to
-    there was dealt with by the client that answers for it, and so were the numbers in `dealt`, ranges of
-    `acked`'s epoch. `entries`, `bytes`: how much is kept; `lost`: numbers that gaps have covered.
+    """A durable job at rest. `definition` is opaque here: what it takes to register it again. `entries` and
+    `bytes`: how much of its history is kept.
     """
 
     id: int
@@ -31,13 +27,9 @@ class JobRow:
     definition: bytes
     running: bool
     create_ns: int
-    head: Cursor
-    oldest: Cursor
-    acked: Cursor
-    dealt: tuple[Range, ...] = ()
+    positions: Positions = NEW
     entries: int = 0
     bytes: int = 0
-    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,7 @@ class ParkedRow:
 
 def job_columns(row: JobRow) -> Columns:
     """As INSERT takes them."""
-    owner = row.owner
+    owner, at = row.owner, row.positions
     return (
         row.id,
         row.name,
@@ -62,19 +54,22 @@ def job_columns(row: JobRow) -> Columns:
         row.definition,
         int(row.running),
         row.create_ns,
-        *row.head,
-        *row.oldest,
-        *row.acked,
-        pack_ranges(row.dealt),
+        *at.head,
+        *at.oldest,
+        *at.acked,
+        *at.seen,
+        pack_ranges(at.dealt),
         row.entries,
         row.bytes,
-        row.lost,
+        at.lost,
     )
 
 
 def job_row(columns: tuple) -> JobRow:  # type: ignore[type-arg]
     """A row of SELECT *."""
     number, name, uid, user_namespace, pid_namespace, definition, running, create_ns = columns[:8]
+    head, oldest, acked, seen = (Cursor(*columns[place : place + 2]) for place in (8, 10, 12, 14))
+    dealt, entries, size, lost = columns[16:]
     return JobRow(
         id=number,
         name=name,
@@ -82,13 +77,9 @@ def job_row(columns: tuple) -> JobRow:  # type: ignore[type-arg]
         definition=definition,
         running=bool(running),
         create_ns=create_ns,
-        head=Cursor(*columns[8:10]),
-        oldest=Cursor(*columns[10:12]),
-        acked=Cursor(*columns[12:14]),
-        dealt=unpack_ranges(columns[14]),
-        entries=columns[15],
-        bytes=columns[16],
-        lost=columns[17],
+        positions=Positions(head, oldest, acked, unpack_ranges(dealt), seen, lost),
+        entries=entries,
+        bytes=size,
     )
 
 

@@ -40,6 +40,8 @@ MIGRATIONS: tuple[str, ...] = (
         oldest INTEGER NOT NULL,
         acked_epoch INTEGER NOT NULL,
         acked INTEGER NOT NULL,
+        seen_epoch INTEGER NOT NULL,
+        seen INTEGER NOT NULL,
         dealt BLOB NOT NULL,
         entries INTEGER NOT NULL,
         bytes INTEGER NOT NULL,

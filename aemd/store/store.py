@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from aemd.core.history import Cursor, Keep, Record
+from aemd.core.history import Cursor, Keep, Range, Record
 from aemd.core.limits import SECOND
 from aemd.sources.reactor import Reactor, Timer
 from aemd.store.batch import Batch, Extent, Writer
-from aemd.store.rows import JobRow, ParkedRow, Range, job_row
+from aemd.store.rows import JobRow, ParkedRow, job_row
 from aemd.store.schema import explain, open_database
 from aemd.store.worker import Find, ListParked, Query, Read, Worker
 
@@ -75,7 +75,7 @@ class Store:
         self._sent: Batch | None = None
         self._retry: Timer | None = None
         self._retry_ns = RETRY_MIN_NS
-        self._written_to: dict[int, Cursor] = {row.id: row.head for row in self.jobs}
+        self._written_to: dict[int, Cursor] = {row.id: row.positions.head for row in self.jobs}
         self._aging: Timer | None = None
         self._age_later()
 
@@ -90,7 +90,7 @@ class Store:
     def put(self, row: JobRow, keep: Keep) -> None:
         """A durable job is there, or was changed."""
         self._next.jobs[row.id] = (row, keep)
-        self._written_to.setdefault(row.id, row.head)
+        self._written_to.setdefault(row.id, row.positions.head)
         self._age_later()
 
     def forget(self, job: int) -> None:
@@ -107,9 +107,9 @@ class Store:
         self._next.size += size
         return True
 
-    def set_acked(self, job: int, acked: Cursor, dealt: tuple[Range, ...]) -> None:
-        """What its answering client has dealt with."""
-        self._next.acked[job] = (acked, dealt)
+    def set_acked(self, job: int, acked: Cursor, seen: Cursor, dealt: tuple[Range, ...]) -> None:
+        """What its answering client has dealt with, and what it was sent."""
+        self._next.acked[job] = (acked, seen, dealt)
 
     def set_running(self, job: int, running: bool) -> None:
         """It is started, or stopped."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aemd.core.entry import OVERFLOWED, SOURCE_FAILED
-from aemd.core.history import Cursor, Keep, Record
+from aemd.core.history import START, Cursor, Keep, Positions, Record
 from aemd.core.principal import Owner
 from aemd.loop.loop import Loop
 from aemd.store.rows import JobRow, ParkedRow
@@ -22,7 +22,6 @@ from aemd.store.store import ID_BLOCK, PENDING_BYTES_MAX, Store
 
 TURN_NS = 1_000_000_000
 TURNS_MAX = 100
-START = Cursor(1, 0)
 
 
 class Bench:
@@ -98,9 +97,6 @@ def job(number: int = 7, *, name: str = "backup", uid: int = 1000) -> JobRow:
         definition=b"\x00how to make it",
         running=True,
         create_ns=5,
-        head=START,
-        oldest=START,
-        acked=START,
     )
 
 
@@ -118,7 +114,7 @@ def test_history_survives_its_daemon(make: Make) -> None:
     ]
     bench.store.put(job(), bench.keep)
     bench.store.append(7, records)
-    bench.store.set_acked(7, Cursor(1, 1), ((5, 5),))
+    bench.store.set_acked(7, Cursor(1, 1), Cursor(1, 5), ((5, 5),))
     bench.store.set_running(7, False)
     bench.write()
     assert bench.store.written_to(7) == (1, 6)
@@ -130,12 +126,9 @@ def test_history_survives_its_daemon(make: Make) -> None:
         replace(
             job(),
             running=False,
-            head=Cursor(1, 6),
-            acked=Cursor(1, 1),
-            dealt=((5, 5),),
+            positions=Positions(Cursor(1, 6), START, Cursor(1, 1), ((5, 5),), Cursor(1, 5), lost=4),
             entries=4,
             bytes=10,
-            lost=4,
         )
     ]
     assert again.read(7) == records
@@ -169,7 +162,7 @@ def test_history_is_trimmed_by_count(make: Make) -> None:
     assert bench.trimmed == {7: (1, 1_496)}
     assert [record.last for record in bench.read(7)] == [1_497, 1_498, 1_499]
     bench.close()
-    assert make(Keep(entries=3)).store.jobs[0].oldest == (1, 1_496)
+    assert make(Keep(entries=3)).store.jobs[0].positions.oldest == (1, 1_496)
 
 
 def test_history_is_trimmed_by_bytes(make: Make) -> None:
@@ -313,7 +306,7 @@ FULL = """if True:
         told.append(bool(store.trouble))
     store = module.Store(loop, folder + "/aemd.db", keep_of=None, trimmed=None, written=written)
     keep = Keep(bytes=1 << 30)
-    store.put(JobRow(7, "full", Owner(0), b"", True, 0, start, start, start), keep)
+    store.put(JobRow(7, "full", Owner(0), b"", True, 0), keep)
     with open(folder + "/filler", "wb") as filler:
         try:
             while True:

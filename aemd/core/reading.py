@@ -1,0 +1,55 @@
+"""How those who bind to a durable job get on with its history: from memory, or from the store."""
+
+from __future__ import annotations
+
+from aemd.core.effects import Effect, Fetch
+from aemd.core.history import Record
+from aemd.core.now import Now
+from aemd.core.reader import Reader
+
+FETCH_RECORDS = 256  # asked for at once
+
+
+class Reading:
+    """The part of the engine that feeds readers."""
+
+    now: Now
+    _effects: list[Effect]
+
+    def read_on(self, reader: Reader) -> None:
+        """Take what the reader has room for; to be called once its session was told of it."""
+        job = reader.job
+        durable = job.durable
+        assert durable is not None
+        while not reader.fetching:
+            if reader.position < durable.oldest:
+                going = reader.skip(durable.oldest)
+            else:
+                records = durable.after(reader.position, FETCH_RECORDS)
+                if records is None:
+                    reader.fetching = True
+                    self._effects.append(Fetch(reader, reader.position, FETCH_RECORDS))
+                    break
+                if not records:
+                    reader.paused = False
+                    break
+                going = reader.take(records, durable, self.now.mono_ns)
+            if not going:
+                break
+        if reader.listed < 0:
+            reader.session.wake(reader)
+
+    def fetched(self, reader: Reader, records: list[Record], now: Now) -> None:
+        """What a Fetch asked for; nothing, if it was trimmed meanwhile, or the disk failed."""
+        self.now = now
+        reader.fetching = False
+        durable = reader.job.durable
+        assert durable is not None
+        if reader not in durable.readers:
+            return
+        if not records and reader.position >= durable.oldest:
+            return  # it stays behind until something is dealt with, or it is bound anew
+        if reader.take(records, durable, now.mono_ns):
+            self.read_on(reader)
+        elif reader.listed < 0:
+            reader.session.wake(reader)

@@ -1,0 +1,428 @@
+"""Durable jobs in the engine, with a store that is a list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aemd.core.effects import Fetch
+from aemd.core.entry import OVERFLOWED, Loss
+from aemd.core.errors import AemError
+from aemd.core.history import START, Cursor, Keep, Positions, Record
+from aemd.core.job import Job, JobState
+from aemd.core.limits import SECOND
+from aemd.core.options import OptionsParser
+from aemd.core.reader import Reader
+from aemd.core.traits import Traits
+from aemd.v1 import job_pb2, session_pb2
+
+LOTS = 1 << 30
+
+
+class Shelf:
+    """Durable jobs on a bench, and what is kept of them."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench, self.engine = bench, bench.engine
+        self.kept: list[Record] = []
+        self.fetches = 0
+
+    def make(self, *, coalesce: bool = False, positions: Positions | None = None, **options: Any) -> Job:
+        traits = Traits("queues", coalesce=coalesce)
+        job = self.engine.keep_job(
+            self.bench.principal,
+            job_id=0,
+            name="backup",
+            module=traits,
+            values={},
+            params=None,
+            options=OptionsParser(self.bench.limits).parse(job_pb2.Options(**options), traits),
+            keep=Keep(),
+            label="",
+            create_time_ns=1,
+            **({} if positions is None else {"positions": positions}),
+        )
+        self.engine.start(job, self.bench.now)
+        return job
+
+    def fire(self, job: Job, *events: bytes) -> None:
+        for event in events:
+            self.engine.fire(job, event)
+
+    def keep(self, *jobs: Job) -> None:
+        """Write what there is to be written, as if the disk had it at once."""
+        for job in self.engine.take_kept():
+            assert job.durable is not None
+            self.kept += job.durable.unrecorded
+            job.durable.unrecorded = []
+            if self.kept:
+                job.durable.wrote(self.kept[-1].cursor)
+
+    def forget_tail(self, job: Job) -> None:
+        """Nothing is in memory any more, as after a start."""
+        self.keep()
+        durable = job.durable
+        assert durable is not None
+        if durable.tail:
+            durable.tail_start = durable.tail[-1].cursor
+            durable.tail, durable.tail_bytes = [], 0
+
+    def bind(
+        self, job: Job, at: Cursor = START, *, session: Any = None, follows: bool = False, **credit: int
+    ) -> Reader:
+        reader = self.engine.bind(
+            session or self.bench.session,
+            job,
+            at=at,
+            follows=follows,
+            credit=(credit.get("events", LOTS), LOTS),
+            now=self.bench.now,
+        )
+        self.engine.read_on(reader)
+        self.fetch()
+        return reader
+
+    def fetch(self) -> None:
+        """Answer what was asked of the store."""
+        for effect in self.engine.take_effects():
+            if isinstance(effect, Fetch):
+                self.fetches += 1
+                found = [record for record in self.kept if record.cursor > effect.after][: effect.records_max]
+                self.engine.fetched(effect.reader, found, self.bench.now)
+
+    def entries(self, session: Any = None) -> list[tuple[Any, ...]]:
+        return list(self.bench.entries(session))
+
+    def complete(self, reader: Reader, seq: int) -> None:
+        self.engine.complete(
+            reader.session, reader.id, reader.epoch, seq, error=None, reply=None, now=self.bench.now
+        )
+
+    def ack(self, reader: Reader, seq: int) -> None:
+        self.engine.ack(reader.session, reader.id, reader.epoch, seq, self.bench.now)
+        self.fetch()
+
+
+@pytest.fixture
+def shelf(bench: Any) -> Shelf:
+    return Shelf(bench)
+
+
+def test_who_binds_gets_what_was_recorded_before(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a", b"b")
+    shelf.bind(job)
+    assert shelf.entries() == [(1, 1, b"a", 1), (2, 2, b"b", 1)]
+    shelf.fire(job, b"c")
+    assert shelf.entries() == [(3, 3, b"c", 1)]
+
+
+def test_what_is_not_in_memory_is_fetched(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, *(b"%d" % n for n in range(1_000)))
+    shelf.forget_tail(job)
+    reader = shelf.bind(job, queue_depth=None)
+    shelf.fetch()
+    got = []
+    while entries := shelf.entries():
+        got += entries
+        shelf.ack(reader, got[-1][1])
+        shelf.fetch()
+    assert [entry[0] for entry in got] == list(range(1, 1_001))
+    assert shelf.fetches > 1
+
+
+def test_a_session_that_ends_leaves_the_job_and_what_it_had_not_dealt_with(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a", b"b", b"c")
+    reader = shelf.bind(job)
+    assert len(shelf.entries()) == 3
+    shelf.ack(reader, 1)
+    shelf.engine.end_session(shelf.bench.session, "test", shelf.bench.now)
+    assert job.state is JobState.ARMED
+    assert job.durable is not None
+    assert job.durable.acked == (1, 1)
+    other = shelf.bench.open(shelf.bench.principal)
+    shelf.bind(job, job.durable.acked, session=other)
+    assert shelf.entries(other) == [(2, 2, b"b", 2), (3, 3, b"c", 2)]
+
+
+def test_what_was_dealt_with_out_of_order_does_not_come_again(shelf: Shelf) -> None:
+    job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_EXPLICIT)
+    shelf.fire(job, b"a", b"b", b"c", b"d", b"e")
+    reader = shelf.bind(job)
+    shelf.entries()
+    for seq in (2, 3, 5):
+        shelf.complete(reader, seq)
+    assert job.durable is not None
+    assert (job.durable.acked, job.durable.dealt) == ((1, 0), ((2, 3), (5, 5)))
+    shelf.engine.end_session(shelf.bench.session, "test", shelf.bench.now)
+    other = shelf.bench.open(shelf.bench.principal)
+    again = shelf.bind(job, job.durable.acked, session=other)
+    got = shelf.entries(other)
+    while more := (shelf.engine.read_on(again), shelf.entries(other))[1]:
+        got += more
+    assert got == [(1, 1, b"a", 2), (4, 4, b"d", 2)]
+    shelf.complete(again, 1)
+    assert (job.durable.acked, job.durable.dealt) == ((1, 3), ((5, 5),))
+    shelf.complete(again, 4)
+    assert (job.durable.acked, job.durable.dealt) == ((1, 5), ())
+
+
+def test_one_answers_and_any_number_follow(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.bind(job)
+    others = [shelf.bench.open(shelf.bench.principal) for _ in range(3)]
+    with pytest.raises(AemError, match="answers for it") as raised:
+        shelf.bind(job, session=others[0])
+    assert raised.value.reason == "ALREADY_BOUND"
+    for other in others:
+        shelf.bind(job, session=other, follows=True)
+    shelf.fire(job, b"b")
+    for session in (None, *others):
+        assert shelf.entries(session) == [(1, 1, b"a", 1), (2, 2, b"b", 1)]
+
+
+def test_a_lost_client_makes_room_for_one_that_is_there(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    reader = shelf.bind(job)
+    shelf.entries()
+    shelf.bench.lose()
+    other = shelf.bench.open(shelf.bench.principal)
+    shelf.bind(job, session=other)
+    assert reader.id not in shelf.bench.session.bindings
+    assert shelf.entries(other) == [(1, 1, b"a", 2)]
+
+
+def test_who_follows_changes_nothing_for_who_answers(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    follower = shelf.bind(job, follows=True)
+    shelf.entries()
+    shelf.ack(follower, 1)
+    assert job.durable is not None
+    assert job.durable.acked == START
+    assert job.durable.seen == START
+
+
+def test_a_reader_without_room_comes_back_for_the_rest(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=4)
+    shelf.fire(job, *(b"%d" % n for n in range(20)))
+    reader = shelf.bind(job)
+    assert reader.depth == 4
+    got = []
+    while entries := shelf.entries():
+        got += entries
+        shelf.ack(reader, got[-1][1])
+    assert [(first, attempts) for first, _, _, attempts in got] == [(n, 1) for n in range(1, 21)]
+    shelf.fire(job, b"next")
+    assert shelf.entries() == [(21, 21, b"next", 1)]
+
+
+def test_at_most_once_reads_it_all(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=4, acknowledgement=job_pb2.ACKNOWLEDGEMENT_NONE)
+    shelf.fire(job, *(b"%d" % n for n in range(20)))
+    shelf.bind(job)
+    got = []
+    while entries := shelf.entries():
+        got += entries
+    assert [entry[0] for entry in got] == list(range(1, 21))
+    assert job.durable is not None
+    assert job.durable.acked == (1, 20)
+
+
+def test_what_was_trimmed_under_a_reader_becomes_a_gap(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=2)
+    shelf.fire(job, *(b"%d" % n for n in range(10)))
+    reader = shelf.bind(job)
+    got = shelf.entries()
+    shelf.engine.trimmed(job, Cursor(1, 7))
+    shelf.ack(reader, 2)
+    got += shelf.entries()
+    assert got[2:] == [(3, 7, "gap", 1), (8, 8, b"7", 1), (9, 9, b"8", 1)]
+
+
+def test_a_cursor_that_is_not_there_is_refused_with_what_there_is(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, *(b"%d" % n for n in range(10)))
+    shelf.engine.trimmed(job, Cursor(1, 4))
+    assert shelf.engine.start_of(job, Cursor(1, 4)) == (1, 4)
+    assert shelf.engine.start_of(job, Cursor(1, 10)) == (1, 10)
+    for cursor, reason in (
+        ((1, 3), "CURSOR_EXPIRED"),
+        ((1, 11), "CURSOR_UNKNOWN"),
+        ((2, 0), "CURSOR_UNKNOWN"),
+    ):
+        with pytest.raises(AemError) as raised:
+            shelf.engine.start_of(job, Cursor(*cursor))
+        assert raised.value.reason == reason
+        assert raised.value.details["oldest"] == "1:4"
+        assert raised.value.details["head"] == "1:10"
+
+
+def test_a_new_epoch_opens_with_a_gap_when_the_old_one_is_dealt_with(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a", b"b")
+    shelf.engine.begin_epoch(job)
+    shelf.fire(job, b"c")
+    reader = shelf.bind(job)
+    assert shelf.entries() == [(1, 1, b"a", 1), (2, 2, b"b", 1)]
+    shelf.ack(reader, 2)
+    assert reader.epoch == 2
+    assert shelf.entries() == [(1, 1, "gap", 1), (2, 2, b"c", 1)]
+    shelf.ack(reader, 2)
+    assert job.durable is not None
+    assert job.durable.acked == (2, 2)
+
+
+def test_an_epoch_that_was_trimmed_away_ends_with_a_gap_of_unknown_size(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=1)
+    shelf.fire(job, b"a", b"b")
+    shelf.engine.begin_epoch(job)
+    shelf.fire(job, b"c", b"d")
+    reader = shelf.bind(job)
+    assert shelf.entries() == [(1, 1, b"a", 1)]
+    shelf.engine.trimmed(job, Cursor(2, 2))
+    shelf.ack(reader, 1)
+    gaps = [frame.gap for frame in shelf.bench.frames() if frame.HasField("gap")]
+    assert [(gap.epoch, gap.first, gap.count) for gap in gaps] == [(1, 2, 0)]
+    shelf.ack(reader, 2)
+    assert reader.epoch == 2
+    assert shelf.entries() == [(1, 2, "gap", 1), (3, 3, b"d", 1)]
+
+
+def test_levels_that_wait_for_a_reader_are_one(shelf: Shelf) -> None:
+    job = shelf.make(coalesce=True)
+    reader = shelf.bind(job)
+    shelf.fire(job, b"a")
+    assert shelf.entries() == [(1, 1, b"a", 1)]
+    shelf.fire(job, b"b", b"c")
+    shelf.ack(reader, 1)
+    assert shelf.entries() == [(2, 3, b"c", 1)]
+
+
+def test_losses_that_are_reported_are_kept(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.engine.gap(job, stage=session_pb2.STAGE_KERNEL, cause=session_pb2.CAUSE_OVERFLOW, count=3)
+    shelf.keep()
+    assert shelf.kept == [
+        Record(
+            1, 1, 3, shelf.bench.now.real_ns, loss=Loss(session_pb2.STAGE_KERNEL, session_pb2.CAUSE_OVERFLOW)
+        )
+    ]
+    assert job.stats.lost == 3
+    assert job.stats.fires == 0
+
+
+def test_shutdown_waits_for_the_handlers_of_all_who_read(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    reader = shelf.bind(job)
+    follower_session = shelf.bench.open(shelf.bench.principal)
+    follower = shelf.bind(job, session=follower_session, follows=True)
+    shelf.entries()
+    shelf.entries(follower_session)
+    shelf.engine.shutdown(job, reason="test", deadline_ns=0, now=shelf.bench.now)
+    shelf.ack(reader, 1)
+    assert job.state is JobState.CLOSING
+    shelf.ack(follower, 1)
+    assert job.state is JobState.GONE
+    for session in (shelf.bench.session, follower_session):
+        states = [f.job_state.state for f in shelf.bench.frames(session) if f.HasField("job_state")]
+        assert states == [job_pb2.STATE_GONE]
+        assert not session.bindings
+    with pytest.raises(AemError):
+        shelf.engine.find_job(shelf.bench.principal, job.id)
+
+
+def test_shutdown_ends_it_when_its_time_is_over(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.bind(job)
+    shelf.entries()
+    shelf.engine.shutdown(job, reason="test", deadline_ns=SECOND, now=shelf.bench.now)
+    shelf.bench.wait(1_001)
+    assert job.state is JobState.GONE
+
+
+def test_a_one_shot_job_ends_when_its_event_is_dealt_with(shelf: Shelf) -> None:
+    job = shelf.make(one_shot=True)
+    shelf.fire(job, b"a", b"b")
+    assert job.state is JobState.DRAINING
+    reader = shelf.bind(job)
+    assert shelf.entries() == [(1, 1, b"a", 1)]
+    shelf.ack(reader, 1)
+    assert job.state is JobState.GONE
+
+
+def test_a_stream_that_comes_back_goes_on(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a", b"b")
+    reader = shelf.bind(job)
+    shelf.entries()
+    shelf.bench.lose()
+    shelf.fire(job, b"c")
+    shelf.bench.resume(**{f"b{reader.id}": 1})
+    assert shelf.entries() == [(2, 2, b"b", 2), (3, 3, b"c", 1)]
+
+
+def test_what_the_store_does_not_take_is_a_gap_for_those_who_come_later(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.keep()
+    shelf.bind(job, follows=True)
+    shelf.fire(job, b"b", b"c")
+    assert shelf.entries() == [(1, 1, b"a", 1), (2, 2, b"b", 1), (3, 3, b"c", 1)]
+    assert job.durable is not None
+    job.durable.give_up()
+    shelf.fire(job, b"d")
+    job.durable.give_up()
+    shelf.fire(job, b"e")
+    shelf.keep()
+    assert [(record.first, record.last, record.loss) for record in shelf.kept] == [
+        (1, 1, None),
+        (2, 4, OVERFLOWED),
+        (5, 5, None),
+    ]
+    other = shelf.bench.open(shelf.bench.principal)
+    shelf.bind(job, session=other, follows=True)
+    assert shelf.entries(other) == [(1, 1, b"a", 1), (2, 4, "gap", 1), (5, 5, b"e", 1)]
+
+
+def test_a_job_as_it_was_goes_on_with_its_numbers(shelf: Shelf) -> None:
+    at = Positions(head=Cursor(3, 17), oldest=Cursor(3, 10), acked=Cursor(3, 16), seen=Cursor(3, 17))
+    shelf.kept = [Record(3, n, n, n, event=b"%d" % n) for n in range(11, 18)]
+    job = shelf.make(positions=at)
+    shelf.fire(job, b"next")
+    reader = shelf.bind(job, at.acked)
+    shelf.fetch()
+    assert reader.epoch == 3
+    assert shelf.entries() == [(17, 17, b"17", 2), (18, 18, b"next", 1)]
+
+
+def test_the_tail_in_memory_is_bounded_by_what_is_on_disk(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, *(bytes(100) for _ in range(10_000)))
+    assert job.durable is not None
+    assert len(job.durable.tail) == 10_000
+    shelf.keep()
+    assert len(job.durable.tail) <= 1_024
+    assert job.durable.tail_bytes == sum(record.size for record in job.durable.tail)
+    assert job.durable.after(START, 1) is None
+
+
+def test_sync_is_answered_behind_what_was_recorded(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=2)
+    shelf.fire(job, b"a", b"b", b"c")
+    reader = shelf.bind(job)
+    shelf.engine.sync_mark(shelf.bench.session, job, 99)
+    frames = shelf.bench.frames()
+    assert not any(frame.HasField("sync_done") for frame in frames)
+    shelf.ack(reader, 2)
+    frames = shelf.bench.frames()
+    assert [frame.WhichOneof("frame") for frame in frames] == ["batch", "sync_done"]
+    assert frames[1].sync_done.binding == reader.id
+    assert frames[1].sync_done.cursor.seq == 3
