@@ -46,6 +46,8 @@ class Binding(Flight):
             while again:
                 entry = again[0][1]
                 if entry.state is _AGAIN:
+                    if self.options.coalesce and self.in_flight():
+                        return None  # several, where what was parked unseen became gaps
                     return entry
                 heapq.heappop(again)
             self.again = None

@@ -270,7 +270,11 @@ class Outbox:
             self.send_marks(binding, writer)
 
     def send_marks(self, binding: Binding, writer: _Writer | None) -> None:
-        """Answer the Syncs behind whose numbers nothing waits any more."""
+        """Answer the Syncs behind whose numbers nothing waits any more. Where a job that is closing has given
+        up what waited, they are answered at its end.
+        """
+        if binding.job.state is JobState.CLOSING:
+            return
         marks = binding.marks
         while marks and binding.sent_to() >= marks[0][0]:
             seq, request_id = marks.popleft()

@@ -431,7 +431,7 @@ class Delivery(RuleBasedStateMachine):
                 assert first not in client.settled
             client.sent[first] = Told(last, content, attempts)
             if client.job.options.coalesce and not client.once:
-                assert len(client.job.binding.unacked or {}) <= 1
+                assert len(client.job.binding.in_flight()) <= 1
         if frame.WhichOneof("frame") == "job_state" and frame.job_state.state == job_pb2.STATE_GONE:
             client = next(c for c in self.clients.values() if c.job.id == frame.job_state.job)
             assert client.job.state is JobState.GONE
