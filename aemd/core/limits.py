@@ -66,4 +66,8 @@ class Limits:
     room_bytes: int = 256 * 1024  # upward credit of a connection
     event_data_bytes: int = 64 * 1024  # one read of a socket
     descriptors_reserve: int = 256  # kept back for the daemon itself
+    front_bytes: int = (
+        512 * 1024 * 1024
+    )  # memory of one front, resident; then it is replaced. The connections
+    # that one user may have take 320 MiB
     fronts: int = 16  # front processes for uids of their own; the rest share one

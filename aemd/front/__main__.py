@@ -1,12 +1,12 @@
-"""`python -m aemd.front FOLDER MESSAGE_BYTES CONTROL`: the zygote, started by the core and by nobody else."""
+"""`python -m aemd.front FOLDER MESSAGE_BYTES FRONT_BYTES CONTROL`: the zygote; the core starts it."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from aemd.front import zygote
+from aemd.front import server, zygote
 
-if len(sys.argv) != 4:
+if len(sys.argv) != 5:
     sys.exit(__doc__)
-zygote.main(os.fsencode(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+zygote.main(os.fsencode(sys.argv[1]), server.Bounds(int(sys.argv[2]), int(sys.argv[3])), int(sys.argv[4]))

@@ -23,6 +23,8 @@ from aemd.link import Cut
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER_BYTES_MAX: Final = 64 * 1024  # of one block, encoded; gRPC itself refuses above 16 KiB, and says so
+HEADER_BYTES_PER_SECOND: Final = 16 * 1024 * 1024  # of all blocks; 3,000 calls a second have 5 KiB each
+HEADER_BYTES_BURST: Final = 32 * 1024 * 1024
 CONTINUATIONS_MAX: Final = 16  # of one block; frames of 16 KiB need four
 SECOND: Final = 1_000_000_000
 
@@ -32,6 +34,7 @@ SETTINGS: Final = 4
 PUSH_PROMISE: Final = 5
 CONTINUATION: Final = 9
 OTHER: Final = 10  # all types that HTTP/2 does not define
+BLOCKS: Final = 11  # no type: the bytes of header blocks
 END_HEADERS: Final = 0x4
 ACK: Final = 0x1
 
@@ -39,7 +42,7 @@ _HEAD: Final = struct.Struct("!HBBBI")  # length (in two parts), type, flags, st
 
 
 class Budget(NamedTuple):
-    """How many frames of a kind one connection may send."""
+    """How many frames of a kind, or bytes, one connection may send."""
 
     cut: Cut
     per_second: int
@@ -47,7 +50,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS: Final = (  # by type
-    Budget(Cut.EMPTY_DATA, 20_000, 40_000),  # a stream may end with one
+    Budget(Cut.EMPTY_DATA, 10_000, 20_000),  # a stream may end with one
     Budget(Cut.HEADERS, 10_000, 20_000),  # a front answers some 3,000 calls a second; 4,096 are open at most
     Budget(Cut.PRIORITY, 1_000, 10_000),  # deprecated; gRPC's clients send none
     Budget(Cut.RST_STREAM, 1_000, 8_192),  # all streams of a connection cancelled, twice
@@ -58,6 +61,7 @@ BUDGETS: Final = (  # by type
     Budget(Cut.WINDOW_UPDATE, 50_000, 100_000),  # two for each message that is read
     Budget(Cut.OTHER_FRAMES, 1, 1),  # CONTINUATION is counted by block
     Budget(Cut.OTHER_FRAMES, 100, 1_000),  # unknown ones are ignored, RFC 9113, 5.5
+    Budget(Cut.HEADER_BYTES, HEADER_BYTES_PER_SECOND, HEADER_BYTES_BURST),  # no frames; stands at BLOCKS
 )
 
 
@@ -109,7 +113,7 @@ class Accountant:
             if kind == DATA and length:
                 continue
             if kind in (HEADERS, CONTINUATION) or not self.settled:
-                cut = self._block_cut(kind, length, flags)
+                cut = self._block_cut(kind, length, flags, now_ns)
                 if cut is not None:
                     return cut
                 if kind == CONTINUATION:
@@ -122,7 +126,7 @@ class Accountant:
         self._skip = max(offset - size, 0)
         return None
 
-    def _block_cut(self, kind: int, length: int, flags: int) -> Cut | None:
+    def _block_cut(self, kind: int, length: int, flags: int, now_ns: int) -> Cut | None:
         """What is wrong with a frame that begins the connection, or begins or continues a header block."""
         if not self.settled:
             if kind != SETTINGS or flags & ACK:
@@ -137,7 +141,8 @@ class Accountant:
         else:
             self._continuations += 1
         self._block += length
-        if self._block > HEADER_BYTES_MAX:
+        self._left[BLOCKS] -= length
+        if self._block > HEADER_BYTES_MAX or (self._left[BLOCKS] < 0 and not self._fill(BLOCKS, now_ns)):
             return Cut.HEADER_BYTES
         if self._continuations > CONTINUATIONS_MAX:
             return Cut.CONTINUATION
@@ -146,9 +151,9 @@ class Accountant:
         return None
 
     def _fill(self, kind: int, now_ns: int) -> bool:
-        """Fill up a budget that is used up; whether one more frame is in it."""
+        """Fill up a budget that is used up; whether it was enough."""
         _, per_second, burst = BUDGETS[kind]
         come = (now_ns - self._filled[kind]) * per_second // SECOND
-        self._left[kind] = min(self._left[kind] + come, burst - 1)  # the frame is counted already
+        self._left[kind] = min(self._left[kind] + come, burst - 1)  # what it was for is counted already
         self._filled[kind] = now_ns
         return self._left[kind] >= 0

@@ -21,14 +21,12 @@ import asyncio
 import resource
 import secrets
 import socket
-import time
 from collections.abc import Callable
 
-from aemd.front.accountant import Accountant
 from aemd.front.patience import Patience
+from aemd.front.pipe import Pipe
 from aemd.link import DESCRIPTOR, HAND_OVER, Cut
 
-READ_BYTES = 64 * 1024
 HANDOVERS_PER_TURN = 64
 DESCRIPTORS_RESERVE = 64  # for gRPC, asyncio and the link
 DESCRIPTORS_PER_PIPE = 3
@@ -50,15 +48,19 @@ class Relay:
         *,
         address: bytes,
         closed: Callable[[int, Cut | None], None],
+        moved: Callable[[int], None],
     ) -> None:
-        """`address`: gRPC's private socket, as connect(2) takes it."""
+        """`address`: gRPC's private socket, as connect(2) takes it. `moved(size_bytes)` is called for what
+        clients send.
+        """
         self.names: dict[str, int] = {}
         self._descriptors = descriptors
         self._address = address
         self._closed = closed
+        self._moved = moved
         self._loop = asyncio.get_running_loop()
         self._silent: dict[int, socket.socket] = {}  # the oldest first
-        self._pipes: dict[int, _Pipe] = {}
+        self._pipes: dict[int, Pipe] = {}
         self._idle: dict[int, None] = {}  # pipes without a call, those that have been so for longest first
         self._calls: dict[int, int] = {}  # by connection: calls that are not over
         self._speak = Patience(SILENT_SECONDS, lambda number: self.close(number, Cut.SILENT))
@@ -164,8 +166,8 @@ class Relay:
         self._speak.forget(number)
         peer = f"unix-abstract:{name}"
         self.names[peer] = number
-        self._pipes[number] = _Pipe(
-            self._loop, client, server, lambda cut: self._pipe_over(number, peer, cut)
+        self._pipes[number] = Pipe(
+            client, server, over=lambda cut: self._pipe_over(number, peer, cut), moved=self._moved
         )
         self._idle[number] = None
         self._shake.add(number)
@@ -200,101 +202,3 @@ class Relay:
             if not quiet:
                 return
             self.close(next(iter(quiet)), Cut.ROOM)
-
-
-class _Pipe:
-    """Two sockets joined. The end of file on either side is the end: HTTP/2 has no use for half a connection.
-
-    Closing at once, and saying so, also lets the core tell a connection that broke from a stream that its
-    client ended in order; gRPC shows both as "no more messages".
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        client: socket.socket,
-        server: socket.socket,
-        over: Callable[[Cut | None], None],
-    ) -> None:
-        self.accountant = Accountant(time.monotonic_ns())
-        self._loop = loop
-        self._client = client
-        self._server = server
-        self._over: Callable[[Cut | None], None] | None = over
-        for way in (_Way(self, client, server, self.accountant), _Way(self, server, client, None)):
-            way.read_on()
-
-    def close(self, cut: Cut | None = None) -> None:
-        """Close both sides. Closing twice changes nothing."""
-        over, self._over = self._over, None
-        if over is None:
-            return
-        for sock in (self._client, self._server):
-            self._loop.remove_reader(sock)
-            self._loop.remove_writer(sock)
-            sock.close()
-        over(cut)
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that both sides are watched by."""
-        return self._loop
-
-
-class _Way:
-    """One direction. While something waits for the sink, the source is not read."""
-
-    __slots__ = ("_accountant", "_pending", "_pipe", "_sink", "_source")
-
-    def __init__(
-        self, pipe: _Pipe, source: socket.socket, sink: socket.socket, accountant: Accountant | None
-    ) -> None:
-        self._accountant = accountant  # of what the client sends; what gRPC sends is its own affair
-        self._pipe = pipe
-        self._source = source
-        self._sink = sink
-        self._pending = b""
-
-    def read_on(self) -> None:
-        self._pipe.loop.add_reader(self._source, self._readable)
-
-    def _readable(self) -> None:
-        try:
-            data = self._source.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._pipe.close()
-            return
-        if not data:
-            self._pipe.close()
-            return
-        if self._accountant is not None:
-            cut = self._accountant.feed(data, time.monotonic_ns())
-            if cut is not None:
-                self._pipe.close(cut)
-                return
-        try:
-            sent = self._sink.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._pipe.close()
-            return
-        if sent < len(data):
-            self._pending = data[sent:]
-            self._pipe.loop.remove_reader(self._source)
-            self._pipe.loop.add_writer(self._sink, self._writable)
-
-    def _writable(self) -> None:
-        try:
-            sent = self._sink.send(self._pending)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._pipe.close()
-            return
-        self._pending = self._pending[sent:]
-        if not self._pending:
-            self._pipe.loop.remove_writer(self._sink)
-            self.read_on()

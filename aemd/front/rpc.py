@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 import aemd.v1
+from aemd.front.unread import Unread
 from aemd.front.uplink import Call, Uplink
 
 STATUS_DETAILS = "grpc-status-details-bin"
@@ -57,6 +58,7 @@ class Methods(grpc.GenericRpcHandler):
         self.running = 0  # RPCs that have not been answered in full
         self._uplink = uplink
         self._connections = connections
+        self._unread = Unread()
         self._handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             f"/{service}/{name}": self._handler(f"/{service}/{name}", streams=streams)
             for service, methods in services.items()
@@ -89,10 +91,13 @@ class Methods(grpc.GenericRpcHandler):
             return cast(Any, grpc.stream_stream_rpc_method_handler)(stream)  # type: ignore[no-any-return]
         return cast(Any, grpc.unary_unary_rpc_method_handler)(unary)  # type: ignore[no-any-return]
 
-    async def _open(self, method: str, context: _Context) -> Call:
+    async def _identify(self, context: _Context) -> int:
         connection = self._connections.names.get(context.peer())
         if connection is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection is not known to the daemon")
+        return connection
+
+    def _open(self, connection: int, method: str) -> Call:
         self._connections.call_begun(connection)
         return self._uplink.open_call(connection, method)
 
@@ -101,7 +106,11 @@ class Methods(grpc.GenericRpcHandler):
         self._connections.call_over(call.connection)
 
     async def _unary(self, method: str, request: bytes, context: _Context) -> bytes:
-        call = await self._open(method, context)
+        connection = await self._identify(context)
+        room = await self._unread.enter(connection)
+        # Called when the client has the answer, or is gone. The stubs take a class for its instance here.
+        cast(Any, context).add_done_callback(lambda _context: room.leave())
+        call = self._open(connection, method)
         try:
             await call.up(request)
             call.half_close()
@@ -111,6 +120,7 @@ class Methods(grpc.GenericRpcHandler):
                 if isinstance(status, bytes):
                     await context.abort(grpc.StatusCode.INTERNAL, "the daemon gave two answers")
                 elif status[0] == 0:
+                    room.grow(len(answer))
                     return answer
                 answer = status
             await _abort(context, answer)
@@ -119,7 +129,7 @@ class Methods(grpc.GenericRpcHandler):
         return b""
 
     async def _stream(self, method: str, context: _Context) -> None:
-        call = await self._open(method, context)
+        call = self._open(await self._identify(context), method)
         reader = asyncio.create_task(_read(call, context))
         try:
             while True:

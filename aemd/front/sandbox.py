@@ -2,7 +2,7 @@
 
 In this order, each as far as this kernel and this user allow:
 
-- a session of its own; descriptors up to the hard limit; no core dumps;
+- a session of its own; descriptors up to the hard limit; a limit on memory; no core dumps;
 - a network namespace of its own (unshare(2), needs CAP_SYS_ADMIN): abstract Unix names belong to it, so
   gRPC's private listening socket can be reached by nobody else. Without one, gRPC listens in a folder with
   mode 0700;
@@ -90,8 +90,10 @@ def name_process(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
-def enter(folder: bytes, lodger: Lodger | None) -> Cell:
+def enter(folder: bytes, lodger: Lodger | None, *, data_bytes: int) -> Cell:
     """Lock this process up for good. `folder` is made only if it is needed.
+
+    `data_bytes`: RLIMIT_DATA of getrlimit(2), unless a lower one is there; who needs more than that ends.
 
     OSError if it cannot become `lodger`: then it must not serve.
     """
@@ -100,6 +102,7 @@ def enter(folder: bytes, lodger: Lodger | None) -> Cell:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_data(data_bytes)
     alone = os.geteuid() == 0 and _libc.unshare(_CLONE_NEWNET) == 0
     if alone:
         os.chdir("/")
@@ -120,6 +123,13 @@ def enter(folder: bytes, lodger: Lodger | None) -> Cell:
         return Cell(f"unix-abstract:{name}", b"\0" + name.encode(), words)
     # Relative: the path of the folder may be longer than a socket's may be.
     return Cell(f"unix:{SOCKET_NAME}", SOCKET_NAME.encode(), words)
+
+
+def _limit_data(size_bytes: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard != resource.RLIM_INFINITY:
+        size_bytes = min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (size_bytes, size_bytes))
 
 
 def _prctl(option: int, value: int) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import google.rpc.error_details_pb2
 import google.rpc.status_pb2  # noqa: F401
@@ -22,18 +23,28 @@ from grpc_reflection.v1alpha import reflection
 
 from aemd import link
 from aemd.front import sandbox
+from aemd.front.memory import Memory
 from aemd.front.relay import Relay
 from aemd.front.rpc import Methods, find_services
 from aemd.front.uplink import Uplink
 from aemd.link import Cut, Frame, Kind
 
 STREAMS_PER_CONNECTION = 4_096
+DATA_SHARE = 2  # RLIMIT_DATA counts stacks and reserves, which are not resident
 FINISH_CALLS_SECONDS = 0.4  # after the core is gone: for trailers to be written,
 FINISH_SERVER_SECONDS = 0.3  # connections to be ended in order,
 FINISH_RELAY_SECONDS = 0.2  # and the last bytes to be piped
 _LOOK_SECONDS = 0.01
 
 SERVICES = find_services()  # here, because after the lock-up nothing can be imported
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a front keeps to."""
+
+    message_bytes: int
+    front_bytes: int  # memory, resident; when it has more it is replaced
 
 
 def options(message_bytes: int) -> list[tuple[str, int]]:
@@ -54,31 +65,40 @@ def run(
     descriptors: socket.socket,
     *,
     folder: bytes,
-    message_bytes: int,
+    bounds: Bounds,
     lodger: sandbox.Lodger | None,
 ) -> None:
     """Lock up, then serve until the core is gone."""
-    cell = sandbox.enter(folder, lodger)
-    asyncio.run(_serve(link_sock, descriptors, cell, message_bytes))
+    cell = sandbox.enter(folder, lodger, data_bytes=DATA_SHARE * bounds.front_bytes)
+    asyncio.run(_serve(link_sock, descriptors, cell, bounds))
 
 
 async def _serve(
-    link_sock: socket.socket, descriptors: socket.socket, cell: sandbox.Cell, message_bytes: int
+    link_sock: socket.socket,
+    descriptors: socket.socket,
+    cell: sandbox.Cell,
+    bounds: Bounds,
 ) -> None:
-    await _Server(link_sock, descriptors, cell, message_bytes).serve()
+    await _Server(link_sock, descriptors, cell, bounds).serve()
 
 
 class _Server:
     def __init__(
-        self, link_sock: socket.socket, descriptors: socket.socket, cell: sandbox.Cell, message_bytes: int
+        self,
+        link_sock: socket.socket,
+        descriptors: socket.socket,
+        cell: sandbox.Cell,
+        bounds: Bounds,
     ) -> None:
+        memory = Memory(bounds.front_bytes)
         self._gone = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._cell = cell
-        self._uplink = Uplink(link_sock, control=self._control, gone=self._gone.set)
-        self._relay = Relay(descriptors, address=cell.connect, closed=self._closed)
+        self._uplink = Uplink(link_sock, control=self._control, gone=self._gone.set, moved=memory.moved)
+        self._relay = Relay(descriptors, address=cell.connect, closed=self._closed, moved=memory.moved)
+        memory.full = self._full
         self._methods = Methods(self._uplink, self._relay, SERVICES)
-        self._server = grpc.aio.server(options=options(message_bytes))
+        self._server = grpc.aio.server(options=options(bounds.message_bytes))
         self._server.add_generic_rpc_handlers((self._methods,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -107,6 +127,9 @@ class _Server:
             task = asyncio.create_task(self._health.enter_graceful_shutdown())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _full(self) -> None:
+        self._uplink.send(link.pack(Kind.FULL, 0))
 
     def _closed(self, connection: int, cut: Cut | None) -> None:
         payload = b"" if cut is None else bytes((cut,))

@@ -99,11 +99,18 @@ class Uplink:
     """The link to the core. `control(frame)` is called for what is not about a call, `gone()` at its end."""
 
     def __init__(
-        self, sock: socket.socket, *, control: Callable[[Frame], None], gone: Callable[[], None]
+        self,
+        sock: socket.socket,
+        *,
+        control: Callable[[Frame], None],
+        gone: Callable[[], None],
+        moved: Callable[[int], None],
     ) -> None:
+        """`moved(size_bytes)` is called for what comes."""
         self._sock = sock
         self._control = control
         self._gone = gone
+        self._moved = moved
         self._loop = asyncio.get_running_loop()
         self._assembler = link.Assembler()
         self._out: list[bytes] = []
@@ -178,6 +185,7 @@ class Uplink:
         if not piece:
             self._close()
             return
+        self._moved(len(piece))
         for frame in self._assembler.feed(piece):
             self._take(frame)
 

@@ -23,13 +23,14 @@ import traceback
 
 from aemd.front import server
 from aemd.front.sandbox import Lodger, find_lodger, name_process
+from aemd.front.server import Bounds
 from aemd.link import CONTROL, Control
 
 REAP_SECONDS = 1.5  # they take at most about one
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
-def main(folder: bytes, message_bytes: int, control_fd: int) -> None:
+def main(folder: bytes, bounds: Bounds, control_fd: int) -> None:
     """Serve the core until it is gone; in the children, be a front. Does not return.
 
     A front that cannot have a network namespace of its own makes the folder FOLDER + its number.
@@ -45,10 +46,10 @@ def main(folder: bytes, message_bytes: int, control_fd: int) -> None:
     born = _Zygote(control).serve()
     if born is None:
         os._exit(0)
-    _be_front(born, folder=folder, message_bytes=message_bytes, lodger=lodger)
+    _be_front(born, folder=folder, bounds=bounds, lodger=lodger)
 
 
-def _be_front(born: _Born, *, folder: bytes, message_bytes: int, lodger: Lodger | None) -> None:
+def _be_front(born: _Born, *, folder: bytes, bounds: Bounds, lodger: Lodger | None) -> None:
     status = 1
     try:
         name_process("aemd-front")
@@ -56,7 +57,7 @@ def _be_front(born: _Born, *, folder: bytes, message_bytes: int, lodger: Lodger 
             born.link,
             born.descriptors,
             folder=folder + b"%d" % born.number,
-            message_bytes=message_bytes,
+            bounds=bounds,
             lodger=lodger,
         )
         status = 0

@@ -66,6 +66,9 @@ class FrontOwner(Protocol):
     def front_ready(self, front: Front) -> None:
         """It serves."""
 
+    def front_full(self, front: Front) -> None:
+        """Its clients have made it too large; front_lost comes next."""
+
     def front_lost(self, front: Front, reason: str) -> None:
         """It is finished; its connections are over by now."""
 
@@ -78,6 +81,7 @@ class Front:
         self.pid = 0  # until the zygote has forked it
         self.pidfd = -1
         self.ready = False
+        self.full = False
         self.connections: dict[int, Connection] = {}
         self._owner = owner
         self._open = True
@@ -301,6 +305,11 @@ class Front:
     def _take_drain(self, _frame: Frame) -> None:
         raise LinkError("DRAIN is not a front's to say")
 
+    def _take_full(self, _frame: Frame) -> None:
+        self.full = True
+        self._owner.front_full(self)
+        self.lose("it has more memory than it may have")
+
 
 _TAKE: dict[Kind, Callable[[Front, Frame], None]] = {
     Kind.OPEN: Front._take_open,
@@ -310,4 +319,5 @@ _TAKE: dict[Kind, Callable[[Front, Frame], None]] = {
     Kind.CLOSED: Front._take_closed,
     Kind.READY: Front._take_ready,
     Kind.DRAIN: Front._take_drain,
+    Kind.FULL: Front._take_full,
 }

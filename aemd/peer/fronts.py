@@ -95,7 +95,8 @@ class Fronts:
         key = self._keys[front.number]
         self._drop(front)
         self.replaced += 1
-        structlog.get_logger().error("front lost", pid=front.pid, reason=reason)
+        if not front.full:  # else it is its clients' doing, and said of them
+            structlog.get_logger().error("front lost", pid=front.pid, reason=reason)
         if front.ready:
             return
         delay_ns = self._failed.get(key, (AGAIN_MIN_NS, 0))[0]

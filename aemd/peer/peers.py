@@ -45,12 +45,14 @@ TOO_FAST = "CONNECTIONS_PER_SECOND"  # causes of refusal, beside those of a fron
 TOO_MANY = "CONNECTIONS"
 UNIDENTIFIED = "UNIDENTIFIED"  # the kernel does not say who it is
 NO_FRONT = "NO_FRONT"  # there was one just now that never served
+FRONT_FULL = "FRONT_BYTES"
 
 
 def front_command(limits: Limits, socket_path: bytes) -> list[str]:
     """What starts the zygote. -P: the working directory is not searched for modules."""
     folder = os.fsdecode(_front_folder(socket_path))
-    return [sys.executable, "-P", "-m", "aemd.front", folder, str(limits.message_bytes)]
+    bounds = str(limits.message_bytes), str(limits.front_bytes)
+    return [sys.executable, "-P", "-m", "aemd.front", folder, *bounds]
 
 
 def _front_folder(socket_path: bytes) -> bytes:
@@ -255,6 +257,13 @@ class Peers:
         uid, now_ns = connection.principal.uid, self._reactor.mono_ns()
         self._refusals.note(uid, cut.name, now_ns)
         if cut in OFFENCES:
+            self._gate.offend(uid, now_ns)
+
+    def front_full(self, front: Front) -> None:
+        """Blame those who may have done it: the users of the front."""
+        now_ns = self._reactor.mono_ns()
+        for uid in {connection.principal.uid for connection in front.connections.values()}:
+            self._refusals.note(uid, FRONT_FULL, now_ns)
             self._gate.offend(uid, now_ns)
 
     def connection_over(self, connection: Connection) -> None:

@@ -194,5 +194,10 @@ class Zygote:
 
 
 def _environment() -> dict[str, str]:
-    """What an interpreter and gRPC may need; the rest is not for those who may be taken over."""
-    return {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
+    """What an interpreter and gRPC may need; the rest is not for those who may be taken over.
+
+    gRPC says something for each thing that it does not like, so clients could fill our log with it.
+    """
+    return {"GRPC_VERBOSITY": "NONE"} | {
+        name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)
+    }

@@ -45,7 +45,7 @@ def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
 def test_no_more_than_the_budget_passes(said: list[bytes], cuts: list[int], burst: int) -> None:
     budgets = module.BUDGETS
     try:
-        module.BUDGETS = tuple(Budget(cut, 1, burst) for cut, _, _ in budgets)  # type: ignore[misc]
+        module.BUDGETS = (*(Budget(cut, 1, burst) for cut, _, _ in budgets[:-1]), budgets[-1])  # type: ignore[misc]
         accountant = Accountant(0)
         accountant.feed(PREFACE + frame(4, 0, b""), 0)
         for sent, each in enumerate(said):

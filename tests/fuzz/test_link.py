@@ -122,6 +122,9 @@ class Owned:
         self.handlers.append(Handler(stream))
         return self.handlers[-1]
 
+    def front_full(self, front: Front) -> None:
+        assert not self.lost
+
     def connection_cut(self, connection: Connection, cut: link.Cut) -> None:
         assert connection.number in self.connections
 

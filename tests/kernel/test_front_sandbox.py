@@ -13,7 +13,7 @@ import pytest
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_CREATE_RULESET_VERSION = 444, 1
 ESCAPES = """
-import ctypes, json, os, signal, socket, sys
+import ctypes, json, mmap, os, resource, signal, socket, sys
 sys.path.insert(0, sys.argv[1])
 from aemd.front import sandbox
 
@@ -22,7 +22,7 @@ elsewhere.bind(b"\\0" + os.urandom(8).hex().encode())
 elsewhere.listen()
 libc = ctypes.CDLL(None, use_errno=True)
 parent = os.getppid()
-cell = sandbox.enter(os.fsencode(sys.argv[2]), sandbox.find_lodger())
+cell = sandbox.enter(os.fsencode(sys.argv[2]), sandbox.find_lodger(), data_bytes=512 << 20)
 
 def inet():
     sock = socket.socket()
@@ -46,7 +46,19 @@ def ptrace():
     if libc.ptrace(16, parent, 0, 0):  # PTRACE_ATTACH
         raise PermissionError
 
+def map_private(size):
+    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+
+def raise_limit():
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, 1 << 40))
+    except ValueError:
+        raise PermissionError
+
 tries = {
+    "some memory": lambda: map_private(256 << 20),
+    "too much memory": lambda: map_private(512 << 20),
+    "a higher limit": raise_limit,
     "own socket": own_socket,
     "random": lambda: open("/dev/urandom", "rb").read(1),
     "read": lambda: open("/etc/passwd").read(),
@@ -112,6 +124,13 @@ def test_files_are_out_of_reach(locked_up: dict[str, object]) -> None:
 def test_processes_and_networks_outside_are_out_of_reach(locked_up: dict[str, object]) -> None:
     for what in ("kill", "tcp", "abstract socket"):
         assert not locked_up[what], what
+
+
+def test_memory_has_a_limit(locked_up: dict[str, object]) -> None:
+    assert locked_up["some memory"]
+    assert not locked_up["too much memory"]
+    if os.geteuid() == 0:
+        assert not locked_up["a higher limit"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to drop it")

@@ -43,10 +43,10 @@ class Footprint:
 
     def resident_bytes(self):
         """Of the core and of the fronts together."""
-        return self._resident([self.daemon.pid]), self._resident(self.daemon.fronts())
+        return self.resident([self.daemon.pid]), self.resident(self.daemon.fronts())
 
     @staticmethod
-    def _resident(pids):
+    def resident(pids):
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in pids)
 
 

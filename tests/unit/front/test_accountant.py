@@ -79,6 +79,13 @@ def test_huge_block_is_refused_by_its_header_alone(accountant):
     assert accountant.feed(frame(HEADERS, bytes(HEADER_BYTES_MAX + 1))[:9], 0) == Cut.HEADER_BYTES
 
 
+def test_blocks_of_more_bytes_than_a_second_and_the_burst_allow_are_refused(accountant):
+    one = frame(HEADERS, bytes(HEADER_BYTES_MAX), END_HEADERS)
+    assert accountant.feed(one * (module.HEADER_BYTES_BURST // HEADER_BYTES_MAX), 0) is None
+    assert accountant.feed(one * (module.HEADER_BYTES_PER_SECOND // HEADER_BYTES_MAX), SECOND) is None
+    assert accountant.feed(one, SECOND) == Cut.HEADER_BYTES
+
+
 def test_continuations_without_end_are_refused(accountant):
     assert accountant.feed(frame(HEADERS, b"\x82"), 0) is None
     assert accountant.feed(frame(CONTINUATION) * CONTINUATIONS_MAX, 0) is None
@@ -114,5 +121,5 @@ def test_it_says_how_far_the_client_has_come():
 
 
 def test_every_kind_of_frame_has_a_budget_that_one_second_does_not_exceed():
-    assert len(BUDGETS) == module.OTHER + 1
+    assert len(BUDGETS) == module.BLOCKS + 1
     assert all(budget.per_second <= budget.burst for budget in BUDGETS)

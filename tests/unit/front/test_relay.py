@@ -25,14 +25,19 @@ class Bench:
         self.listener.listen()
         self.listener.setblocking(False)
         self.closed = asyncio.Queue()
+        self.moved = 0
         self.relay = Relay(
             self.theirs,
             address=self.listener.getsockname(),
             closed=lambda number, cut: self.closed.put_nowait((number, cut)),
+            moved=self._count,
         )
         self.relay.start()
         self.loop = asyncio.get_running_loop()
         self.socks = [self.core, self.listener]
+
+    def _count(self, size_bytes):
+        self.moved += size_bytes
 
     def client(self, number):
         """A client whose connection is handed over."""
@@ -88,6 +93,7 @@ async def test_bytes_flow_both_ways_under_the_connections_number(bench):
     server, number = await bench.accept()
     assert number == 42
     assert await bench.recv(server, len(HELLO)) == HELLO
+    assert bench.moved == len(HELLO)
     await bench.loop.sock_sendall(server, b"welcome")
     assert await bench.recv(client, 7) == b"welcome"
 

@@ -19,9 +19,10 @@ class Core:
         self.sock = ours
         self.theirs = theirs
         self.control = []
+        self.moved = []
         self.gone = asyncio.Event()
         self.assembler = link.Assembler()
-        self.uplink = Uplink(theirs, control=self.control.append, gone=self.gone.set)
+        self.uplink = Uplink(theirs, control=self.control.append, gone=self.gone.set, moved=self.moved.append)
         self.uplink.start()
 
     async def say(self, *frames):

@@ -82,6 +82,9 @@ class TestFront:
     def connection_over(self, connection):
         self.over.append(connection.number)
 
+    def front_full(self, front):
+        self.blamed = sorted(front.connections)
+
     def front_ready(self, front):
         self.ready = True
 
@@ -298,6 +301,16 @@ def test_front_that_breaks_the_protocol_is_lost(test, violation):
     assert len(test.handlers) == 1
     assert sorted(test.over) == [5, 6]
     assert test.link.recv(100) == b""
+
+
+def test_front_that_has_too_much_memory_is_replaced_and_its_connections_are_known_until_then(test):
+    test.connect(5)
+    test.connect(6)
+    test.say(link.pack(Kind.FULL, 0))
+    assert test.blamed == [5, 6]
+    assert test.over == [5, 6]
+    assert test.front.full
+    assert test.reason == "it has more memory than it may have"
 
 
 def test_front_that_is_gone_is_lost(test):

@@ -1,0 +1,183 @@
+"""Whoever floods the daemon, in whatever way, is cut off, and nobody else loses an event.
+
+flooder.py does it, as an unprivileged user with bytes made by hand; a user of his own each time, because
+offences are remembered. Meanwhile root's sessions are told of user events and timers, each of which is
+checked. What exactly the budgets are is tried in tests/unit/front and tests/unit/peer.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aemd.core.limits import SECOND, Limits
+from aemd.core.quota import Quota
+from aemd.peer.gate import BURST_NS
+from aemd.v1 import job_pb2, session_pb2
+from tests.integration.conftest import entries
+from tests.robustness.conftest import Footprint
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: programs of other users are started")
+
+FLOODER = Path(__file__).parent / "flooder.py"
+FIRST_UID = 60_000
+SECONDS = 1.5
+HANDSHAKE_SECONDS = 11  # longer than a front waits for one
+MIB = 1 << 20
+CORE_BYTES = 32 * MIB  # what the core may grow by; its allocator's slack included
+FRONT_BYTES = 256 * MIB  # a front whose clients stay within their budgets, or are cut off
+FULL_FRONT_BYTES = Limits().front_bytes + 128 * MIB  # one that is replaced; it looks every 256 KiB
+CONNECTIONS = Quota().connections_per_second
+
+ATTACKS = {
+    "connections_and_nothing": "CONNECTIONS_PER_SECOND",
+    "connect_and_close": "CONNECTIONS_PER_SECOND",
+    "half_handshake": "CONNECTIONS_PER_SECOND",
+    "garbage": "CONNECTIONS_PER_SECOND",
+    "no_http2": "NOT_HTTP2",
+    "huge_headers": "HEADER_BYTES",
+    "endless_header": "HEADER_BYTES",
+    "continuations": "CONTINUATION",
+    "pings": "PING",
+    "settings": "SETTINGS",
+    "priorities": "PRIORITY",
+    "window_updates": "WINDOW_UPDATE",
+    "empty_data": "EMPTY_DATA",
+    "unknown_frames": "OTHER_FRAMES",
+    "rapid_reset": "RST_STREAM",
+    "streams": "HEADERS",
+}
+HEAVY = ("half_messages", "hpack_bomb", "never_reads")
+
+
+class Witness:
+    """Sessions of somebody else: a user event is raised, and the next only when it has come."""
+
+    def __init__(self, client):
+        self.speaker, self.listener = client.session(), client.session()
+        credit = job_pb2.Credit(events=1 << 30, bytes=1 << 40)
+        self.listener.send(grant=session_pb2.Grant(credit=credit))
+        self.user = self.listener.register("user", channel="witness", credit=credit).binding
+        self.timer = self.listener.register("timer", every="10ms", credit=credit).binding
+        self.seen = {self.user: 0, self.timer: 0}
+
+    def watch(self, until):
+        """Raise and hear until it is time; every number of both jobs, none missing, none twice."""
+        while time.monotonic() < until:
+            payload = b"%d" % (self.seen[self.user] + 1)
+            self.speaker.send(**{"raise": session_pb2.Raise(channel="witness", payloads=[payload])})
+            while not self._hear(payload):
+                pass
+
+    def _hear(self, payload):
+        frame = self.listener.next()
+        assert frame.WhichOneof("frame") == "batch", frame
+        come = False
+        for run, last, event in entries(frame.batch):
+            first = self.seen[run.binding] + 1
+            assert run.first_seq <= first <= last
+            if run.binding == self.user:
+                assert (last, event.user.payload) == (first, payload)
+                come = True
+            self.seen[run.binding] = last
+        for binding, seq in self.seen.items():
+            if seq:
+                self.listener.send(
+                    ack=session_pb2.Ack(binding=binding, cursor=job_pb2.Cursor(epoch=1, seq=seq))
+                )
+        return come
+
+
+class Scene:
+    """A daemon, a witness, and flooders one after the other."""
+
+    def __init__(self, daemon, client):
+        self.daemon = daemon
+        self.client = client
+        self.witness = Witness(client)
+        self.footprint = Footprint(daemon)
+        self._uid = FIRST_UID
+
+    def flood(self, what, seconds):
+        """Let somebody flood while the witness watches: what he says, and what the log says of him."""
+        self._uid += 1
+        core_before, _ = self.footprint.resident_bytes()
+        descriptors = self.own_descriptors()
+        known = set(self.daemon.fronts())
+        command = [sys.executable, FLOODER, what, self.daemon.path, str(self._uid)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flooder:
+            assert flooder.stdout.readline() == "begun\n"
+            until = time.monotonic() + seconds
+            heard = self.witness.seen[self.witness.user]
+            self.front_bytes = 0
+            while time.monotonic() < until:
+                self.witness.watch(time.monotonic() + 0.1)
+                self.front_bytes = max(self.front_bytes, self._largest_front(known))
+            said = json.loads(flooder.communicate()[0])
+        assert self.witness.seen[self.witness.user] > heard
+        assert self.witness.seen[self.witness.timer] > 0
+        core, _ = self.footprint.resident_bytes()
+        assert core < core_before + CORE_BYTES
+        self._wait_for_rest(descriptors)
+        return said, self._reasons()
+
+    def own_descriptors(self):
+        """Of the core, but for those of its fronts, which may come and go."""
+        return self.footprint.descriptors()[self.daemon.pid] - 3 * self.client.status().fronts
+
+    def _wait_for_rest(self, descriptors):
+        """Until nothing of the flooder is left."""
+        self.witness.watch(0)
+        until = time.monotonic() + 20
+        while self.client.status().connections > 1 or self.own_descriptors() > descriptors:
+            assert time.monotonic() < until, (self.client.status(), descriptors)
+
+    def _largest_front(self, known):
+        """Of those that have come since."""
+        sizes = [0]
+        for pid in set(self.daemon.fronts()) - known:
+            with contextlib.suppress(FileNotFoundError):  # it has ended
+                sizes.append(self.footprint.resident([pid]))
+        return max(sizes)
+
+    def _reasons(self):
+        lines = [json.loads(line) for line in self.daemon.log().splitlines()]
+        return {line["reason"] for line in lines if line.get("uid") == self._uid}
+
+
+@pytest.fixture(scope="module")
+def scene(shared_daemon):
+    with shared_daemon.client() as client:
+        yield Scene(shared_daemon, client)
+
+
+@pytest.mark.parametrize(("attack", "reason"), ATTACKS.items(), ids=ATTACKS.keys())
+def test_flooder_is_cut_off_at_his_budget_and_every_event_of_others_arrives(scene, attack, reason):
+    begin = time.monotonic()
+    said, reasons = scene.flood(attack, SECONDS)
+    budget = CONNECTIONS * (BURST_NS / SECOND + time.monotonic() - begin)
+    assert reason in reasons or (reason == "CONNECTIONS_PER_SECOND" and said["connections"] < budget)
+    assert said["refused"] + said["cut"] or reason == "CONNECTIONS_PER_SECOND"
+    if attack in ("connections_and_nothing", "half_handshake"):
+        assert 0 < said["connections"] - said["refused"] <= budget
+    assert scene.front_bytes < FRONT_BYTES
+
+
+@pytest.mark.parametrize("attack", HEAVY)
+def test_flooder_who_fills_the_memory_of_a_front_has_it_replaced_and_nobody_else_notices(scene, attack):
+    replaced = scene.client.status().fronts_replaced
+    _, reasons = scene.flood(attack, 2 * SECONDS)
+    assert scene.front_bytes < FULL_FRONT_BYTES
+    if scene.client.status().fronts_replaced > replaced:
+        assert "FRONT_BYTES" in reasons
+
+
+def test_handshakes_byte_by_byte_are_ended_in_time(scene):
+    said, reasons = scene.flood("byte_by_byte", HANDSHAKE_SECONDS)
+    assert "HANDSHAKE" in reasons
+    assert said["refused"] == said["connections"]
