@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from aemd.core.bucket import Bucket, burst
 from aemd.core.errors import AemError, over_quota, over_rate
 from aemd.core.pool import Pool
-from aemd.core.principal import Principal
+from aemd.core.principal import Owner, Principal
 from aemd.core.quota import RESOURCES, DefaultQuotas, Quota, Quotas
 
 if TYPE_CHECKING:
@@ -226,6 +226,17 @@ class Accounts:
     def find(self, uid: int) -> Account | None:
         """The account of `uid`, if it has or had anything."""
         return self._accounts.get(uid)
+
+    def seen_by(self, principal: Principal) -> list[Account]:
+        """The accounts that `principal` may know of, by uid: its own, if it has or had anything, for the
+        administrator all in use. A uid pays for all its namespaces, so who lives in another one than the
+        daemon would see what the user has elsewhere, and sees none.
+        """
+        if principal.administrator:
+            return self.in_use()
+        owner = principal.owner
+        own = self._accounts.get(owner.uid) if owner == Owner(owner.uid) else None
+        return [] if own is None else [own]
 
     def of(self, principal: Principal) -> Account:
         """The account of the user of `principal`."""

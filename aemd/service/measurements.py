@@ -124,9 +124,7 @@ class Measurements:
 
     def _quotas(self, samples: _Samples, principal: Principal) -> None:
         accounts = self._engine.accounts
-        own = accounts.find(principal.uid)
-        held = accounts.in_use() if principal.administrator else [own] if own is not None else []
-        for account in held:
+        for account in accounts.seen_by(principal):
             for use in accounts.uses(account, self._engine.now.mono_ns):
                 samples.put("aemd_quota_used", use.used, account.uid, use.resource)
                 samples.put("aemd_quota_limit", use.limit, account.uid, use.resource)
