@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aemd.core.entry import OVERFLOWED
-from aemd.core.history import Cursor, Keep, Positions, Range, Record
+from aemd.core.history import Cursor, Keep, Positions, Range, Record, Resumed
 
 if TYPE_CHECKING:
     from aemd.core.accounts import Charge
@@ -35,6 +35,7 @@ class Durable:
         "name",
         "oldest",
         "readers",
+        "resumed",
         "seen",
         "tail",
         "tail_bytes",
@@ -51,6 +52,7 @@ class Durable:
         self.oldest = positions.oldest
         self.acked = positions.acked
         self.dealt = positions.dealt
+        self.resumed: Resumed | None = None  # until its module has started it again
         self.seen = positions.seen  # the newest position that an answering client was sent
         self.lost = positions.lost  # numbers that gaps have covered
         self.readers: dict[Reader, None] = {}

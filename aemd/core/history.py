@@ -81,3 +81,13 @@ class Record:
     def cursor(self) -> Cursor:
         """The position behind it."""
         return Cursor(self.epoch, self.last)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a durable job was when the daemon ended: when it was started, CLOCK_REALTIME nanoseconds, and the
+    newest event that it recorded, encoded; empty if there is none.
+    """
+
+    start_ns: int
+    newest: bytes

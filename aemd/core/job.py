@@ -20,6 +20,7 @@ from aemd.v1 import job_pb2
 if TYPE_CHECKING:
     from aemd.core.binding import Binding
     from aemd.core.durable import Durable
+    from aemd.core.history import Resumed
     from aemd.core.options import Options
     from aemd.core.principal import Principal
     from aemd.core.session import Session
@@ -186,6 +187,11 @@ class Job:
     def bindings(self) -> tuple[Binding, ...]:
         """Those who are sent its events: the one, or, of a durable job, any number."""
         return (self.binding,) if self.durable is None else tuple(self.durable.readers)
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """Where it was when the daemon ended, if that is so and it has not been started since."""
+        return None if self.durable is None else self.durable.resumed
 
     @property
     def in_flight(self) -> bool:

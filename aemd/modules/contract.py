@@ -26,6 +26,7 @@ from typing import Protocol
 
 from aemd.core.accounts import Charge
 from aemd.core.errors import AemError, Code
+from aemd.core.history import Resumed
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
 from aemd.core.right import Act
@@ -115,6 +116,12 @@ class Job(Protocol):
     values: Mapping[str, object]
     label: str
     data: object
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """In start() of a durable job that a daemon before this one had started: where it was. What came
+        due meanwhile is for the module to fire, once, with its count.
+        """
 
 
 class Host(Protocol):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aemd.core.errors import exhausted
+from aemd.core.history import Resumed
 from aemd.core.limits import SECOND, Limits
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act, right
@@ -40,6 +41,7 @@ class FakeJob:
     values: dict[str, object]
     label: str = ""
     data: object = None
+    resumed: Resumed | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """When a timer expires: schedules as values, without clock or kernel.
 
-A schedule is asked two things. `begin(now_ns)`: it is armed now, when is it due first? `passed(due_ns,
+A schedule is asked two things. `begin(now_ns)`: it is armed now, when is it due first? (And, of one that was
+armed before, `following(last_ns)`: it expired then, when is it due next?) `passed(due_ns,
 now_ns)`: it was due at `due_ns` and it is `now_ns`; which expiration is the latest, how many were there,
 when is the next? However long nobody came to look, the answer costs the same: spans are counted by
 arithmetic, and a calendar counts so many at a time; then the next one is past too, and it is asked again.
@@ -37,6 +38,9 @@ class Schedule(Protocol):
     def begin(self, now_ns: int) -> int | None:
         """The first expiration of a timer that is armed at `now_ns`; None: never."""
 
+    def following(self, last_ns: int) -> int | None:
+        """The expiration after the one at `last_ns`; None: that was the last."""
+
     def passed(self, due_ns: int, now_ns: int) -> Passed:
         """The expirations from `due_ns` to `now_ns`, which is not before it."""
 
@@ -56,6 +60,10 @@ class Span:
     def begin(self, now_ns: int) -> int | None:
         """`first_ns` from now."""
         return now_ns + self.first_ns
+
+    def following(self, last_ns: int) -> int | None:
+        """A period later."""
+        return last_ns + self.period_ns if self.period_ns else None
 
     def passed(self, due_ns: int, now_ns: int) -> Passed:
         """Whole periods: the rhythm is kept, however late one of them was noticed."""
@@ -84,6 +92,10 @@ class Point:
         """The point."""
         return self.at_ns
 
+    def following(self, last_ns: int) -> int | None:  # noqa: ARG002
+        """None: it comes once."""
+        return None
+
     def passed(self, due_ns: int, now_ns: int) -> Passed:  # noqa: ARG002
         """It comes once."""
         return Passed(due_ns, 1, None)
@@ -104,6 +116,10 @@ class Dates:
     def begin(self, now_ns: int) -> int | None:
         """The first after now."""
         return self.calendar.next_after(now_ns)
+
+    def following(self, last_ns: int) -> int | None:
+        """The first after it."""
+        return self.calendar.next_after(last_ns)
 
     def passed(self, due_ns: int, now_ns: int) -> Passed:
         """One by one, PASSED_MAX at most; where there are more, `next_ns` is not after `now_ns`."""

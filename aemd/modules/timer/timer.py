@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from aemd.core.errors import invalid
+from aemd.core.history import Resumed
 from aemd.modules.contract import Basic, Host, Job, encode
 from aemd.modules.timer.parameters import CLOCKS, DESCRIPTION, parse_schedule
 from aemd.modules.timer.schedule import Dates, Passed, Schedule, Span, aligned
@@ -74,9 +75,22 @@ class Ticker:
         if self.clock == "realtime":
             self._offset_ns = timer.offset_ns()
             timer.follow(self)
-        self._arm(self.schedule.begin(now_ns))
+        resumed = self.job.resumed
+        self._arm(self.schedule.begin(now_ns) if resumed is None else self._resume(resumed, now_ns))
         if self.due_ns is None:
-            timer.host.exhaust(self.job, "never expires")
+            timer.host.exhaust(self.job, "never expires" if resumed is None else "has expired")
+
+    def _resume(self, resumed: Resumed, now_ns: int) -> int | None:
+        """When it is due after a restart, as if the daemon had been there all the time: what has come due
+        meanwhile is due in the past, and so fires at once, with its count. Only CLOCK_REALTIME is the same
+        after the machine was down, so that is what the other clocks are told by.
+        """
+        shift_ns = now_ns - self.timer.host.reactor.real_ns()  # from CLOCK_REALTIME to this clock
+        if not resumed.newest:
+            return self.schedule.begin(resumed.start_ns + shift_ns)
+        event = event_pb2.Event.FromString(resumed.newest)
+        last_ns = event.real_time_ns - event.timer.lateness_ns + shift_ns
+        return self.schedule.following(last_ns)
 
     def stop(self) -> None:
         """Disarm it."""

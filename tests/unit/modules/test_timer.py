@@ -10,6 +10,7 @@ from datetime import datetime
 import pytest
 
 from aemd.core.errors import AemError
+from aemd.core.history import Resumed
 from aemd.core.limits import Limits
 from aemd.modules.params import parse_values
 from aemd.modules.timer import Timer
@@ -94,6 +95,7 @@ class FakeJob:
     owner: object = None
     label: str = ""
     data: object = None
+    resumed: Resumed | None = None
 
 
 @dataclass
@@ -444,3 +446,55 @@ def test_calendar_that_ended_since_it_was_opened_ends_the_job(bench):
     bench.timer.start(job)
     assert bench.host.exhausted == [job]
     assert bench.counts == []
+
+
+def restarted(bench: Bench, away_ns: int, **params: str) -> tuple[Bench, FakeJob]:
+    """Another daemon starts the same job, `away_ns` after this one ended; other clocks may begin anew."""
+    before = bench.host.fired
+    later = Bench()
+    later.queue("realtime").time_ns = bench.queue("realtime").time_ns + away_ns
+    newest = before[-1][0].SerializeToString() if before else b""
+    job = later.open(**params)
+    job.resumed = Resumed(at("2026-03-02T12:00+00:00"), newest)
+    later.timer.start(job)
+    later.pass_time(0)
+    return later, job
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "boottime", "realtime"])
+def test_what_came_due_while_no_daemon_was_there_fires_once_with_its_count(bench, clock):
+    bench.start(every="10s", clock=clock)
+    bench.pass_time(12 * SECOND)
+    later, _ = restarted(bench, 43 * SECOND, every="10s", clock=clock)
+    assert later.counts == [4]  # 20, 30, 40 and 50 s after the start
+    assert later.last.lateness_ns == 5 * SECOND
+    later.pass_time(5 * SECOND)
+    assert later.counts == [4, 1]  # the rhythm is kept
+
+
+def test_a_timer_that_had_not_fired_goes_on_from_its_start(bench):
+    bench.start(after="1h")
+    bench.pass_time(600 * SECOND)
+    later, job = restarted(bench, 1_200 * SECOND, after="1h")
+    assert later.counts == []
+    later.pass_time(1_800 * SECOND)
+    assert later.counts == [1]
+    assert later.host.exhausted == [job]
+
+
+def test_mornings_that_were_missed_are_told(bench):
+    bench.start(calendar="*-*-* 06:00:00", timezone="UTC")
+    later, _ = restarted(bench, 3 * 86_400 * SECOND, calendar="*-*-* 06:00:00", timezone="UTC")
+    assert later.counts == [3]
+    later.pass_time(18 * 3_600 * SECOND)
+    assert later.counts == [3, 1]
+
+
+def test_a_restart_in_between_misses_nothing_and_invents_nothing(bench):
+    bench.start(every="10s")
+    bench.pass_time(10 * SECOND)
+    later, _ = restarted(bench, 2 * SECOND, every="10s")
+    assert later.counts == []
+    later.pass_time(8 * SECOND)
+    assert later.counts == [1]
+    assert later.last.lateness_ns == 0
