@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from aemd.core import encoding
+from aemd.core import progress
 from aemd.core.accounts import Accounts
 from aemd.core.binding import Binding
 from aemd.core.deadlines import Deadlines, Due
@@ -94,9 +94,11 @@ class Course(Reading):
         if binding.marks is not None:
             binding.session.send_marks(binding, None)
         stats = binding.stats
-        if stats is not None and stats.lost != stats.lost_shown:
-            stats.lost_shown = stats.lost
-            self._tell_progress(binding, stats.lost)
+        if stats is not None and stats.lost != stats.shown[2]:
+            progress.tell(binding)
+        session = binding.session
+        if session.progress is not None:
+            session.progress.note(session, binding)
 
     def _settled_reader(self, reader: Reader) -> None:
         """As above, for one who reads a durable job."""
@@ -120,13 +122,6 @@ class Course(Reading):
             self.read_on(reader)
         elif reader.listed < 0:
             reader.session.wake(reader)
-
-    def _tell_progress(self, binding: Binding, lost: int) -> None:
-        epoch = binding.epoch
-        frame = encoding.progress_frame(
-            binding.id, epoch=epoch, head=binding.head, acked=binding.acked, lost=lost
-        )
-        binding.session.add_control(frame)
 
     def _let_go(self, binding: Binding) -> None:
         """A binding ends: of a durable job only that, any other job ends with it."""
@@ -217,6 +212,16 @@ class Course(Reading):
         else:
             self._deadlines.set((Due.DELAY, binding), due_ns)
 
+    def _schedule_progress(self, session: Session) -> None:
+        """There is a time as long as something is to be told."""
+        wanted = session.progress
+        if wanted is not None and wanted.stale and self._deadlines.get((Due.PROGRESS, session)) is None:
+            self._deadlines.set((Due.PROGRESS, session), self.now.mono_ns + wanted.every_ns)
+
+    def _forget_progress(self, session: Session) -> None:
+        session.progress = None
+        self._deadlines.cancel((Due.PROGRESS, session))
+
     def tick(self, now: Now) -> None:
         """It is `now`; whatever is due is done."""
         self.now = now
@@ -228,6 +233,9 @@ class Course(Reading):
                 self._end(subject, f"{subject.reason}; its handler did not end in time")
             elif due is Due.REST:
                 self._end_some()
+            elif due is Due.PROGRESS:
+                subject.progress.tell(subject)
+                self._schedule_progress(subject)
             elif due is Due.ACK:
                 self._rewind(subject, subject.expired(now.mono_ns), "not acknowledged in time")
                 self._schedule_ack(subject)
@@ -267,6 +275,7 @@ class Course(Reading):
         if session.ended:
             return
         session.disconnect()
+        self._forget_progress(session)
         session.ended = True
         session.reason = reason
         self._deadlines.cancel((Due.LEASE, session))

@@ -22,6 +22,7 @@ class Due(IntEnum):
     ACK = 3  # of what a binding has in flight
     DELAY = 4  # of what was given back with a delay
     REST = 5  # the jobs of sessions that have ended
+    PROGRESS = 6  # how far the bindings of a session are
 
 
 Key: TypeAlias = tuple[Due, Any]

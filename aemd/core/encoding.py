@@ -129,15 +129,17 @@ def job_state_frame(job: int, state: int, reason: str, discarded: int) -> bytes:
     return frame.SerializeToString()
 
 
-def progress_frame(binding: int, *, epoch: int, head: int, acked: int, lost: int) -> bytes:
+def progress_frame(
+    binding: int, *, head: tuple[int, int], acked: tuple[int, int], lag: int, lost: int
+) -> bytes:
     """A ServerFrame with a Progress."""
     frame = session_pb2.ServerFrame()
     progress = frame.progress
     progress.binding = binding
-    progress.head.epoch = progress.acked.epoch = epoch
-    progress.head.seq = head
-    progress.acked.seq = acked
+    progress.head.epoch, progress.head.seq = head
+    progress.acked.epoch, progress.acked.seq = acked
     progress.lost = lost
+    progress.lag = lag
     return frame.SerializeToString()
 
 

@@ -24,6 +24,7 @@ from aemd.core.keeping import Keeping
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
 from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
+from aemd.core.progress import Progress
 from aemd.core.session import Session
 from aemd.core.stimuli import Stimuli
 from aemd.core.tally import Sheet
@@ -134,12 +135,24 @@ class Engine(Stimuli, Answers, Keeping):
             self._schedule_ack(binding)
             binding.session.wake(binding)
 
+    def ask_progress(self, session: Session, every_ns: int) -> None:
+        """Tell the session on its present stream how far its bindings are, at most so often; 0: never."""
+        self._forget_progress(session)
+        if not every_ns:
+            return
+        session.progress = Progress(max(every_ns, self.limits.progress_min_ns))
+        for binding in session.bindings.values():
+            if binding.stats is not None:  # what it was told before may have been lost with its stream
+                binding.stats.shown = (-1, -1, binding.stats.shown[2])
+                session.progress.note(session, binding)
+
     def lose_stream(self, session: Session, now: Now) -> None:
         """The session's stream is lost. Its jobs wait for the client, each as long as its lease says."""
         self.now = now
         if not session.connected:
             return
         session.disconnect()
+        self._forget_progress(session)
         session.lost_ns = now.mono_ns
         session.sheet.cut += 1
         for binding in session.bindings.values():
@@ -292,6 +305,8 @@ class Engine(Stimuli, Answers, Keeping):
         self._ready.clear()
         for session in ready:
             session.ready = False
+            if session.progress is not None:
+                self._schedule_progress(session)
         return [session for session in ready if session.connected]
 
     def collect(self, session: Session, budget_bytes: int, handed_ns: int = 0) -> bytes | None:

@@ -60,6 +60,7 @@ class Limits:
     shutdown_ns: int = 5 * SECOND  # how long a shutdown waits for the handler that runs
     shutdown_max_ns: int = 600 * SECOND
     hello_ns: int = 10 * SECOND  # a stream must begin with Hello within this
+    progress_min_ns: int = 100 * MS  # between two words on how far a binding is; people look no faster
     ack_timeout_min_ns: int = 1 * MS
     drain_ns: int = 3 * SECOND  # SIGTERM to the end of the last session; exit within 5 s
 

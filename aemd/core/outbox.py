@@ -22,6 +22,7 @@ from aemd.core.limits import BATCH_BYTES_MAX, BATCH_EVENTS_MAX
 if TYPE_CHECKING:
     from aemd.core.binding import Binding
     from aemd.core.job import Job
+    from aemd.core.progress import Progress
 
 QUANTUM_BYTES = 16 * 1024  # a binding's turn; an eighth of a full batch
 STARVATION_BYTES = 64 * 1024  # sent above a waiting band before it gets a turn
@@ -80,6 +81,7 @@ class Outbox:
         "handed_ns",
         "news",
         "passed_bytes",
+        "progress",
         "queued_bytes",
         "ready",
         "ready_sessions",
@@ -103,6 +105,7 @@ class Outbox:
         self.bands: dict[int, OrderedDict[Binding, None]] = {}
         self.urgent: dict[Binding, None] = {}
         self.emptied: list[Binding] = []  # sent so much that their jobs must be looked at
+        self.progress: Progress | None = None  # where the client wants to know how far it is
         self.timed: list[Binding] = []  # have something in flight that may time out
         self.passed_bytes = 0  # sent by the highest band since a lower one had its turn
         self.favoured = 0  # the lower band that had it
@@ -113,6 +116,8 @@ class Outbox:
         """`binding` may have become able to send."""
         if not self.connected:
             return
+        if self.progress is not None:
+            self.progress.note(self, binding)  # type: ignore[arg-type]
         entry = binding.next_entry()
         if entry is None:
             return
@@ -153,6 +158,8 @@ class Outbox:
         """`binding` will send nothing more."""
         self.unlist(binding)
         self.urgent.pop(binding, None)
+        if self.progress is not None:
+            self.progress.stale.pop(binding, None)
 
     def disconnect(self) -> None:
         """The stream is lost, and the answers that waited for it."""

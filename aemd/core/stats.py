@@ -27,7 +27,7 @@ class Stats:
     acknowledged: int = 0
     failed: int = 0
     lost: int = 0  # covered by gaps
-    lost_shown: int = 0  # `lost` as the client was last told
+    shown: tuple[int, int, int] = (0, 0, 0)  # head, acknowledged and lost as the client was last told
     told: int = 0  # of `lost`, those that never fired: the module reported them
     parked: int = 0
     discarded: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from aemd import __version__
 from aemd.core.engine import Engine
-from aemd.core.errors import AemError, Code
+from aemd.core.errors import AemError, Code, invalid
 from aemd.core.limits import VERSION_MAX, VERSION_MIN, Limits
 from aemd.core.session import Session
 from aemd.peer.peers import Peers
@@ -86,6 +86,8 @@ class Sessions:
         version = _version(hello)
         if self._draining:
             raise AemError(Code.UNAVAILABLE, "DRAINING", self._draining)
+        if hello.progress_ns < 0:
+            raise invalid("progress_ns", f"is {hello.progress_ns}, must not be negative")
         session, resumed = self._resume(stream, hello), True
         if session is None:
             resumed = False
@@ -96,6 +98,7 @@ class Sessions:
                 credit=_credit(hello),
                 now=self._conductor.now(),
             )
+        self.engine.ask_progress(session, hello.progress_ns)
         self._let_go(session)
         self._holds[session.id] = self._hold_process(stream.stream.principal)
         stream.session = session

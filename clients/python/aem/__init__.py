@@ -19,6 +19,7 @@ from aem.errors import AemError, Code, ConnectionLost, Park, Reply, Retry
 from aem.events import Event, Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
 from aem.job import AsyncJob, Job
 from aem.options import Acknowledgement, Options, Overflow, Param
+from aem.progress import Progress
 from aem.stream import AsyncEventStream, EventStream
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Param",
     "Park",
     "ProcessEvent",
+    "Progress",
     "Reply",
     "Retry",
     "SocketEvent",

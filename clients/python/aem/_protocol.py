@@ -27,6 +27,7 @@ from aem._commands import Commands, Frame
 from aem._registration import Registration
 from aem._requests import Request, Waiter, lost
 from aem.errors import AemError, Code, from_status
+from aem.progress import Progress
 from aem.v1 import job_pb2, session_pb2
 
 log = logging.getLogger("aem")
@@ -35,6 +36,7 @@ SDK = "aem-python/0.1.0"
 VERSION = 1
 SESSION_EVENTS = 8_192
 SESSION_BYTES = 1024 * 1024
+PROGRESS_NS = 1_000_000_000  # how often at most the daemon says how far jobs are; only while that changes
 HELLO_BYTES = 1_024  # of a Hello beside its positions: a label has 256 at most
 # Errors after which opening another stream makes no sense.
 FINAL = (
@@ -92,6 +94,7 @@ class Session(Commands):
                 resume_token=self._token,
                 received=self._positions() if self._token else [],
                 credit=self._window.reopen(),
+                progress_ns=PROGRESS_NS,
             )
             return Frame(request_id=0, hello=hello)
 
@@ -225,8 +228,12 @@ class Session(Commands):
             case "drain":
                 self.draining = True
                 log.info("the daemon is about to end the session: %s", frame.drain.reason)
+            case "progress":
+                binding = self._bindings.get(frame.progress.binding)
+                if binding is not None:
+                    binding.registration.progress = Progress.of(frame.progress)
             case _:
-                pass  # progress, and what later daemons add
+                pass  # what later daemons add
 
     def _run(self, run: session_pb2.Run) -> None:
         binding = self._bindings.get(run.binding)
@@ -289,6 +296,7 @@ class Session(Commands):
         registration.id = registered.job
         registration.state = registered.state
         registration.binding = binding
+        registration.progress = Progress()  # another job's, if there was one before
         self._bindings[binding.id] = binding
         self._jobs[registered.job] = registration
         self.registrations[registration] = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aem._binding import Binding, Entry
 from aem.options import Options
+from aem.progress import Progress
 from aem.v1 import job_pb2, session_pb2
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Registration:
         "parallel",
         "params",
         "pool",
+        "progress",
         "reason",
         "rooms",
         "run",
@@ -98,6 +100,7 @@ class Registration:
         self.binding: Binding | None = None
         self.job: BaseJob
         self.rooms: dict[bytes, int] = {}
+        self.progress = Progress()
 
     @property
     def acknowledgement(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aem._registration import Registration
+from aem.progress import Progress
 from aem.v1 import job_pb2
 
 if TYPE_CHECKING:
@@ -50,6 +51,21 @@ class BaseJob:
     def reason(self) -> str:
         """Why it is in its state, if there is something to say."""
         return self._registration.reason
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is, as the daemon told it last: about once a second while it changes."""
+        return self._registration.progress
+
+    @property
+    def lag(self) -> int:
+        """How many stimuli were not dealt with then."""
+        return self._registration.progress.lag
+
+    @property
+    def lost(self) -> int:
+        """How many were lost until then; each was reported in a Gap."""
+        return self._registration.progress.lost
 
     def room(self, key: bytes) -> int:
         """How many bytes may be written to the connection `key` now; the daemon gives more as it sends."""

@@ -74,7 +74,7 @@ def test_gap_is_what_protobuf_writes(numbers, stage, cause, scope, remedy, unkno
 
 
 def test_single_frame_needs_no_bundle():
-    frame = encoding.progress_frame(1, epoch=1, head=2, acked=1, lost=0)
+    frame = encoding.progress_frame(1, head=(1, 2), acked=(1, 1), lag=1, lost=0)
     assert encoding.bundle_frame([frame]) is frame
 
 

@@ -12,6 +12,7 @@ from aem._registration import Registration
 from aem.errors import AemError, Code, ConnectionLost, Reply
 from aem.job import BaseJob
 from aem.options import Acknowledgement, Options, values_of
+from aem.progress import Progress
 from aem.v1 import event_pb2, job_pb2, session_pb2, status_pb2, user_pb2
 
 SERVER = session_pb2.ServerFrame
@@ -493,3 +494,34 @@ def test_some_ends_are_final(code):
     assert bench.registration.job.state == "GONE"
     with pytest.raises(AemError, match="no"):
         bench.session.register(bench.make("user")).result(0)
+
+
+def progress_frame(binding=1, **more):
+    progress = session_pb2.Progress(
+        binding=binding, head=job_pb2.Cursor(epoch=1, seq=9), acked=job_pb2.Cursor(epoch=1, seq=4), **more
+    )
+    return SERVER(progress=progress)
+
+
+def test_a_job_knows_how_far_it_is_as_the_daemon_told_it():
+    bench = Bench()
+    bench.register()
+    job = bench.registration.job
+    assert bench.hello.progress_ns > 0
+    assert job.progress == Progress()
+    bench.session.receive(progress_frame(lag=5, lost=2))
+    assert (job.progress.epoch, job.progress.head, job.progress.acked) == (1, 9, 4)
+    assert (job.lag, job.lost) == (5, 2)
+    bench.session.receive(progress_frame(binding=77, lag=1))  # of a job that is gone
+
+
+def test_progress_begins_anew_with_a_job_that_is_registered_again():
+    bench = Bench()
+    bench.register()
+    bench.session.receive(progress_frame(lag=5))
+    bench.session.lost(LOST)
+    bench.session.hello()
+    bench.welcome()
+    (frame,) = (frame for frame in bench.out() if frame.HasField("register"))
+    bench.registered(frame.request_id)
+    assert bench.registration.job.progress == Progress()
