@@ -33,6 +33,7 @@ from aemd.service.conductor import Conductor
 from aemd.service.config import Config
 from aemd.service.descriptors import Descriptors, raise_limit
 from aemd.service.host import ModuleHost
+from aemd.service.intake import Intake
 from aemd.service.jobs import JobService
 from aemd.service.modules import ModuleService
 from aemd.service.notify import Notifier, take_descriptors, take_notifier
@@ -115,7 +116,8 @@ class Daemon:
             self.loop, self.notifier, self.peers, listening=lambda: self.peers.listener in self.loop
         )
         self.shares = Shares(self.loop, limits.turn_ns)
-        self.sessions = Sessions(self.conductor, self.peers, self.shares)
+        self.intake = Intake(self.accounts, self.loop, self.shares)
+        self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake)
         self.methods = {
             **JobService(self.conductor).methods(),
             **ModuleService(self.conductor).methods(),
@@ -170,7 +172,7 @@ class Daemon:
             self.calls["unknown"] += 1  # their names are the clients' own
             return Unimplemented(stream)
         self.calls[stream.method] += 1
-        return UnaryCall(stream, called, run=partial(self.shares.run, stream.principal.uid))
+        return UnaryCall(stream, called, run=partial(self.intake.run, stream.principal))
 
     def process_gone(self, principal: Principal) -> None:
         """A client's process has ended."""

@@ -3,10 +3,10 @@
 A stream begins with Hello, within a time; then it belongs to a session of the engine until it ends. Frames
 are dealt with in order, a bundle's as if each had come alone.
 
-Reading is paced, never refused: while too many answers wait for the client, or it has talked faster than it
-may, or it, or all sessions of its user together, have had their share of this turn, the frames that came
-stay where they are, and the window that their bytes took is not given back. So a client that
-does not read, or never stops talking, delays itself.
+Reading is paced, never refused: while too many answers wait for the client, or it, or all sessions of its
+user together, have talked faster than they may, or have had their share of this turn, the frames that came
+stay where they are, and the window that their bytes took is not given back. So a client that does not read,
+or never stops talking, delays itself.
 
 How a stream ends, and what becomes of its session:
 
@@ -143,6 +143,11 @@ class SessionStream:
         if self.session is not None and self._sessions.unanswered(self) >= self._sessions.limits.unanswered:
             self._sessions.hold(self)  # until the client has read some
             return False
+        if self._next >= len(self._frames):
+            due_ns = self._sessions.intake.due_ns(self.stream.principal)
+            if due_ns:
+                self._wake_at(due_ns)
+                return False
         if not self._pace.take(self._sessions.now_ns()):
             self._wake_at(self._pace.ready_at_ns(FRAMES_PER_TURN))
             return False
@@ -159,6 +164,9 @@ class SessionStream:
             message = self._messages.popleft()
             self._size = len(message)
             self._frames, self._next = _decode(message, self._sessions.limits.bundle_frames), 0
+            self._sessions.intake.took(
+                self.stream.principal, frames=max(len(self._frames), 1), size_bytes=self._size
+            )
         frame = self._frames[self._next]
         self._next += 1
         return frame

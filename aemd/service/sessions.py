@@ -18,6 +18,7 @@ from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream
 from aemd.service import log
 from aemd.service.conductor import Conductor
+from aemd.service.intake import Intake
 from aemd.service.pace import Shares
 from aemd.service.requests import Requests
 from aemd.service.session import SessionStream
@@ -29,7 +30,7 @@ from aemd.v1 import session_pb2
 class Sessions:
     """The Session streams that are open."""
 
-    def __init__(self, conductor: Conductor, peers: Peers, shares: Shares) -> None:
+    def __init__(self, conductor: Conductor, peers: Peers, shares: Shares, intake: Intake) -> None:
         conductor.session_ended = self.ended
         self._conductor = conductor
         self._hold_process = peers.hold_process
@@ -43,6 +44,7 @@ class Sessions:
         self.limits: Limits = conductor.limits
         self.requests = Requests(conductor)
         self.shares = shares
+        self.intake = intake
 
     def __len__(self) -> int:
         return len(self._streams)

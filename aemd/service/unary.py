@@ -47,10 +47,12 @@ def method(request: type[_Request], answer: Callable[[Principal, _Request], Mess
 class UnaryCall:
     """One unary call: a StreamHandler that answers when the client has said everything.
 
-    `run` does its work now or in a later turn.
+    `run(size_bytes, work)` does the work of a request of that size now or later.
     """
 
-    def __init__(self, stream: Stream, called: Method, *, run: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, stream: Stream, called: Method, *, run: Callable[[int, Callable[[], None]], None]
+    ) -> None:
         self._stream = stream
         self._method = called
         self._run = run
@@ -67,7 +69,7 @@ class UnaryCall:
 
     def half_closed(self) -> None:
         """Answer it."""
-        self._run(self._reply)
+        self._run(len(self._message or b""), self._reply)
 
     def _reply(self) -> None:
         if self._ended:

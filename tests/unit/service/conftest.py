@@ -104,8 +104,9 @@ class Wire:
 
 
 class Bench:
-    def __init__(self, folder, **limits):
-        self.daemon = Daemon(Config(socket=f"{folder}/never", state_dir=f"{folder}"), Limits(**limits))
+    def __init__(self, folder, *, quotas=None, **limits):
+        config = Config(socket=f"{folder}/never", state_dir=f"{folder}")
+        self.daemon = Daemon(config, Limits(**limits), quotas)
         self.daemon.begin()
 
     def turn(self, timeout_ns=0):

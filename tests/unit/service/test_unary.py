@@ -31,7 +31,9 @@ class FakeStream:
 
 def call(answer, *messages):
     stream = FakeStream()
-    handler = unary.UnaryCall(stream, unary.method(job_pb2.GetJobRequest, answer), run=lambda work: work())
+    handler = unary.UnaryCall(
+        stream, unary.method(job_pb2.GetJobRequest, answer), run=lambda _size_bytes, work: work()
+    )
     for message in messages:
         handler.data(message)
     handler.half_closed()
