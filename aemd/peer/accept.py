@@ -15,7 +15,8 @@ Accepting. A bounded batch a turn. When the descriptors run out accept(2) fails 
 stays readable, so a naive loop spins; here the listener is laid aside until a descriptor has been given
 back, or a short time has passed (others give descriptors back without telling). It is laid aside before the
 table is full, so that a reserve remains for the daemon itself. Descriptors are handed out lowest first: the
-number of a new one says how full the table is.
+number of a new one says how full the table is. Connections that are turned away at once change nothing in
+the table, and in a flood they are nearly all; so the table is looked at again only after one that was not.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ BACKLOG = 4_096  # cut to net.core.somaxconn
 RETRY_NS = 200 * MS
 PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 
+TURNED_AWAY = object()
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _UCRED = struct.Struct("iII")
 
@@ -207,10 +209,10 @@ class Acceptor:
         listener: socket.socket,
         *,
         reserve: int,
-        accepted: Callable[[socket.socket], None],
+        accepted: Callable[[socket.socket], object],
     ) -> None:
         """`reserve`: how many descriptors are never used for connections. `laid_aside` counts how often there
-        were no more.
+        were no more. `accepted` returns TURNED_AWAY if it has closed the connection and kept nothing.
         """
         self.laid_aside = 0
         self._reactor = reactor
@@ -237,14 +239,14 @@ class Acceptor:
         self._reactor.remove(self._listener.fileno())
 
     def _ready(self, _events: int) -> None:
+        look = True
         try:
             for _ in range(BATCH):
-                if self._nearly_full():
+                if look and self._nearly_full():
                     self._lay_aside()
                     return
                 connection, _ = self._listener.accept()
-                connection.setblocking(False)
-                self._accepted(connection)
+                look = self._accepted(connection) is not TURNED_AWAY
                 if not self._open:
                     return
         except BlockingIOError:

@@ -46,6 +46,7 @@ TOO_MANY = "CONNECTIONS"
 UNIDENTIFIED = "UNIDENTIFIED"  # the kernel does not say who it is
 NO_FRONT = "NO_FRONT"  # there was one just now that never served
 FRONT_FULL = "FRONT_BYTES"
+RATE = "connections_per_second"  # the resource
 
 
 def front_command(limits: Limits, socket_path: bytes) -> list[str]:
@@ -291,32 +292,31 @@ class Peers:
 
     # -- new connections
 
-    def _accepted(self, sock: socket.socket) -> None:
+    def _accepted(self, sock: socket.socket) -> object:
         uid, now_ns = read_uid(sock), self._reactor.mono_ns()
         admitted = self._gate.admit(uid, now_ns)
         if not admitted and uid not in (0, self._own.uid):
-            self._refuse(sock, uid, TOO_FAST)
-            return
+            return self._refuse(sock, uid, TOO_FAST)
+        sock.setblocking(False)
         try:
             principal, pidfd = read_principal(sock, self._own)
         except (UnidentifiedError, OSError):
-            self._refuse(sock, uid, UNIDENTIFIED)
-            return
+            return self._refuse(sock, uid, UNIDENTIFIED)
         if not admitted and not principal.administrator:
             os.close(pidfd)
-            self._refuse(sock, uid, TOO_FAST)
-            return
+            return self._refuse(sock, uid, TOO_FAST)
+        rate = self._accounts.allowance(principal).quota.connections_per_second
+        self._gate.set_rate(uid, rate)
+        self._accounts.of(principal).bucket(RATE).owe(1, rate, now_ns)  # for who asks; the gate decides
         charge = self._charge(principal)
         if charge is None:
             os.close(pidfd)
-            self._refuse(sock, uid, TOO_MANY)
-            return
+            return self._refuse(sock, uid, TOO_MANY)
         front = self._fronts.choose(principal)
         if front is None:
             charge.refund()
             os.close(pidfd)
-            self._refuse(sock, uid, NO_FRONT)
-            return
+            return self._refuse(sock, uid, NO_FRONT)
         process = self._processes.hold(principal, pidfd)
         self._last += 1
         connection = Connection(
@@ -327,10 +327,16 @@ class Peers:
         process.connections.add(connection.number)
         if not front.hand_over(connection, sock) and connection.number in self._connections:
             self.connection_over(connection)
+        return None
 
-    def _refuse(self, sock: socket.socket, uid: int, cause: str) -> None:
+    def _refuse(self, sock: socket.socket, uid: int, cause: str) -> object:
         sock.close()
+        if cause == TOO_FAST:
+            account = self._accounts.find(uid)
+            if account is not None:
+                account.refused[RATE] += 1
         self._refusals.note(uid, cause, self._reactor.mono_ns())
+        return accept.TURNED_AWAY
 
     def _charge(self, principal: Principal) -> Charge | None:
         """One connection more; None if its user has enough of them, or of processes."""

@@ -295,3 +295,29 @@ def test_reserve_is_kept_and_the_rest_waits_without_a_spin(accepting: Accepting)
         accepting.loop.turn(TURN_NS)  # the timer finds that there is room again
     for sock in socks:
         sock.close()
+
+
+def test_those_who_are_turned_away_keep_nobody_else_out(path: bytes) -> None:
+    loop, place = Loop(), take(path, public=False)
+    turned_away = []
+
+    def turn_away(sock: socket.socket) -> object:
+        turned_away.append(sock.fileno())
+        sock.close()
+        return accept.TURNED_AWAY
+
+    acceptor = Acceptor(loop, place.listener, reserve=8, accepted=turn_away)
+    loop.clock("monotonic")
+    socks = [socket.socket(socket.AF_UNIX) for _ in range(30)]
+    for sock in socks:
+        sock.connect(path)
+    with room_for(20):
+        loop.turn(TURN_NS)
+    assert len(turned_away) == 30
+    assert len(set(turned_away)) == 1
+    assert acceptor.laid_aside == 0
+    acceptor.close()
+    place.give_back()
+    for sock in socks:
+        sock.close()
+    loop.close()
