@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from aemd.core.waiting import Waiting
 
 IDLE_MAX = 1_024  # users who have nothing, whose rates and refusals are remembered
+ENTRY_BYTES = 256  # what an entry costs beside its event, with its place in queue and flight
 PIECE_BYTES = 64 * 1024  # an account takes bytes of its quota, and of the pool, in pieces of this size
 EVENTS_PIECE_SHARE = 1_024  # and events in this part of what there may be in a second
 
 EVENTS = "events_per_second"
 BYTES = "queue_bytes"
+HISTORY = "history_bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Account:
 
     def used(self, resource: str) -> int:
         """How much of a resource that is counted is charged."""
-        return self._granted - self.bytes_free if resource == BYTES else self._used.get(resource, 0)
+        return self.used_bytes if resource == BYTES else self._used.get(resource, 0)
 
     def charge(self, resource: str, allowance: Allowance, count: int = 1) -> None:
         """`count` more of `resource`; AemError RESOURCE_EXHAUSTED, and nothing is charged."""
@@ -112,6 +114,14 @@ class Account:
             pool.used += count
         self._used[resource] = used + count
 
+    def try_charge(self, resource: str, allowance: Allowance, count: int = 1) -> bool:
+        """As charge(), for who can do without."""
+        try:
+            self.charge(resource, allowance, count)
+        except AemError:
+            return False
+        return True
+
     def refund(self, resource: str, count: int = 1) -> None:
         """`count` less of `resource`."""
         left = self._used.get(resource, 0) - count
@@ -123,6 +133,75 @@ class Account:
         if pool is not None:
             pool.used -= count
         self._used[resource] = left
+
+    # -- bytes of queues -----------------------------------------------------------------------------
+
+    @property
+    def used_bytes(self) -> int:
+        """How many bytes its queues hold."""
+        return self._granted - self.bytes_free
+
+    def room(self, allowance: Allowance) -> int:
+        """How many bytes more there may be."""
+        return self.bytes_free + self._grantable(allowance)
+
+    def grant(self, cost: int, allowance: Allowance) -> bool:
+        """Have `cost` bytes in `bytes_free`, if there may be so many."""
+        missing = cost - self.bytes_free
+        if missing <= 0:
+            return True
+        most = self._grantable(allowance)
+        if missing > most:
+            return False
+        piece = min(max(missing, PIECE_BYTES), most)
+        self._granted += piece
+        self._accounts.queue_pool.used += piece
+        self.bytes_free += piece
+        return True
+
+    def _grantable(self, allowance: Allowance) -> int:
+        pool = self._accounts.queue_pool
+        share = pool.share(self._granted, administrator=allowance.administrator)
+        return max(min(allowance.quota.queue_bytes, share) - self._granted, 0)
+
+    def refund_bytes(self, cost: int) -> None:
+        """So many bytes were dealt with."""
+        self.bytes_free += cost
+        if self.bytes_free > self.bytes_free_max:
+            self._give_back_some()
+
+    def _give_back_some(self) -> None:
+        if self.bytes_free > self._granted:
+            self._accounts.fault(
+                f"uid {self.uid}: {self.bytes_free} bytes of queues are free, {self._granted} were taken"
+            )
+            self.bytes_free = self._granted
+        if self.starved:
+            self._accounts.relieved[self] = None
+        if self.bytes_free > 2 * PIECE_BYTES:
+            self.give_back(keep=PIECE_BYTES)
+
+    def give_back(self, keep: int = 0) -> None:
+        """Return what is free, but for so much, to the pool."""
+        surplus = self.bytes_free - keep
+        self._accounts.queue_pool.used -= surplus
+        self._granted -= surplus
+        self.bytes_free = keep
+        self._accounts.relieved.update(self._accounts.starving)
+
+    def starve(self, binding: Waiting) -> None:
+        """It waits for bytes or events: whatever comes back is news now."""
+        self.starved[binding] = None
+        self.bytes_free_max = -1
+        self._accounts.starving[self] = None
+
+    def feed(self, binding: Waiting) -> None:
+        """It waits no more."""
+        del self.starved[binding]
+        if not self.starved:
+            self.bytes_free_max = 2 * PIECE_BYTES
+            del self._accounts.starving[self]
+            self._accounts.relieved.pop(self, None)
 
     # -- rates ---------------------------------------------------------------------------------------
 
@@ -149,6 +228,35 @@ class Account:
                 wait_ns=bucket.wait_ns(count, rate, now_ns) if count <= burst(rate) else 0,
             )
 
+    def rate_used(self, resource: str, rate: int, now_ns: int) -> int:
+        """How many tokens of a rate have not come back yet."""
+        taken = self.bucket(resource).taken(rate, now_ns)
+        return max(taken - self.events_free, 0) if resource == EVENTS else taken
+
+    def prepay(self, count: int, allowance: Allowance, now_ns: int) -> bool:
+        """Have `count` fires in `events_free`, if there may be so many now. What is owed is paid first."""
+        rate = allowance.quota.events_per_second
+        bucket = self.bucket(EVENTS)
+        if self.events_free < 0:
+            bucket.owe(-self.events_free, rate, now_ns)
+            self.events_free = 0
+        missing, left = count - self.events_free, bucket.left(rate, now_ns)
+        if missing > left:
+            return False
+        piece = min(max(missing, rate // EVENTS_PIECE_SHARE), left)
+        bucket.owe(piece, rate, now_ns)
+        self.events_free += piece
+        return True
+
+    def payable(self, count: int, allowance: Allowance, now_ns: int) -> int:
+        """How many of `count` fires may be now; they are in `events_free` then."""
+        if self.prepay(count, allowance, now_ns):
+            return count
+        left = self.bucket(EVENTS).left(allowance.quota.events_per_second, now_ns)
+        count = self.events_free + left
+        self.prepay(count, allowance, now_ns)
+        return count
+
     # -- holding -------------------------------------------------------------------------------------
 
     def hold(self) -> None:
@@ -163,8 +271,8 @@ class Account:
         if self.holders > 0:
             return
         left = {resource: count for resource, count in self._used.items() if count}
-        if self.used(BYTES):
-            left[BYTES] = self.used(BYTES)
+        if self.used_bytes:
+            left[BYTES] = self.used_bytes
         if left or self.holders < 0:
             self._accounts.fault(f"uid {self.uid} has gone, and these did not come back: {left}")
             self.holders = 0
@@ -175,12 +283,6 @@ class Account:
         self.bytes_free = self._granted
         self.give_back()
         self._accounts.idle(self)
-
-    def give_back(self) -> None:
-        """Return what is free of the bytes."""
-        self._accounts.queue_pool.used -= self.bytes_free
-        self._granted -= self.bytes_free
-        self.bytes_free = 0
 
 
 class Charge:
@@ -219,6 +321,8 @@ class Accounts:
         self.fault = fault or _raise
         self.queue_pool = queue_pool or Pool(lambda: 1 << 62, key="limits.queue_pool_bytes")
         self.pools: dict[str, Pool] = {}
+        self.starving: dict[Account, None] = {}  # have bindings that wait for bytes or events
+        self.relieved: dict[Account, None] = {}  # of these, those for which something may have come
         self._quotas: Quotas = quotas or DefaultQuotas()
         self._accounts: dict[int, Account] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -264,6 +368,24 @@ class Accounts:
         """`count` tokens of a rate; AemError RESOURCE_EXHAUSTED with the time to wait."""
         self.of(principal).take(resource, self.allowance(principal), now_ns, count)
 
+    def afford(self, principal: Principal, fires: int, now_ns: int) -> None:
+        """Have so many fires of a user paid for; AemError RESOURCE_EXHAUSTED with the time to wait."""
+        account, allowance = self.of(principal), self.allowance(principal)
+        if account.prepay(fires, allowance, now_ns):
+            return
+        account.refused[EVENTS] += fires
+        rate = allowance.quota.events_per_second
+        wait_ns = account.bucket(EVENTS).wait_ns(fires - account.events_free, rate, now_ns)
+        raise over_rate(
+            EVENTS, uid=account.uid, rate=rate, more=fires, wait_ns=wait_ns if fires <= burst(rate) else 0
+        )
+
+    def reload(self) -> None:
+        """Who may have how much has changed: what nobody needs is returned, and who waits is looked at."""
+        for account in self.in_use():
+            account.give_back()
+        self.relieved.update(self.starving)
+
     def in_use(self) -> list[Account]:
         """The users that have anything, by uid."""
         return sorted((account for account in self._accounts.values() if account.holders), key=_uid)
@@ -276,7 +398,7 @@ class Accounts:
             rate = resource.endswith("_per_second")
             yield Use(
                 resource,
-                account.bucket(resource).taken(limit, now_ns) if rate else account.used(resource),
+                account.rate_used(resource, limit, now_ns) if rate else account.used(resource),
                 limit,
                 account.refused[resource],
                 allowance.origins.get(resource, "default"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 
+from aemd.core.accounts import ENTRY_BYTES
 from aemd.core.entry import (
     ON_SEND,
     ON_SEND_ONCE,
@@ -122,6 +123,7 @@ class Binding(Flight):
         if once:
             self.depth -= len(entries)
             self.bytes -= spent
+            self.session.account.refund_bytes(spent + len(entries) * ENTRY_BYTES)
         else:
             self.held_bytes += spent
             self._time(entries, now_ns)

@@ -25,6 +25,8 @@ from aemd.core.reading import Reading
 from aemd.core.registry import Registry
 from aemd.core.session import Session
 from aemd.core.tally import Tallies
+from aemd.core.throttle import Throttle
+from aemd.core.waiting import Waiting
 
 ENDS_PER_TURN = 2_000  # jobs whose sessions have ended: 10 ms with what their modules do
 
@@ -40,6 +42,7 @@ class Course(Reading):
         self._registry = Registry()
         self._tallies = Tallies()
         self._deadlines = Deadlines()
+        self._throttle = Throttle(self.accounts, self._deadlines, event_bytes=limits.event_data_bytes)
         self._effects: list[Effect] = []
         self._ready: list[Session] = []
         self._ending: deque[Session] = deque()  # ended, some of their jobs not yet
@@ -84,7 +87,7 @@ class Course(Reading):
             self._end(job, job.reason)
             return
         self._tell_settled(binding)
-        if binding.paused and _has_room(binding):
+        if binding.paused and binding not in binding.session.account.starved and _has_room(binding):
             binding.paused = False
             self._effects.append(Resume(job))
         if binding.listed < 0:
@@ -122,6 +125,15 @@ class Course(Reading):
             self.read_on(reader)
         elif reader.listed < 0:
             reader.session.wake(reader)
+
+    def _relieve(self) -> None:
+        """Users have bytes or events again: what waited for them is read again."""
+        for binding in self._throttle.fed(self.now.mono_ns):
+            if isinstance(binding, Reader):
+                self.read_on(binding)
+            elif _has_room(binding):
+                binding.paused = False
+                self._effects.append(Resume(binding.job))
 
     def _let_go(self, binding: Binding) -> None:
         """A binding ends: of a durable job only that, any other job ends with it."""
@@ -177,6 +189,7 @@ class Course(Reading):
                 session.tell_state(job)
             self._leave(reader)
         self._kept[job] = None
+        self._throttle.forget(job.binding)
         durable.charge.refund()
         job.session.charge.refund()
         self._tallies.close(job.owner.owner)
@@ -190,6 +203,8 @@ class Course(Reading):
     def _unbind(self, binding: Binding) -> None:
         session = binding.session
         session.drop(binding)
+        self._throttle.forget(binding)
+        binding.forget_parked()
         self._deadlines.cancel((Due.ACK, binding))
         self._deadlines.cancel((Due.DELAY, binding))
         del session.bindings[binding.id]
@@ -239,6 +254,8 @@ class Course(Reading):
             elif due is Due.ACK:
                 self._rewind(subject, subject.expired(now.mono_ns), "not acknowledged in time")
                 self._schedule_ack(subject)
+            elif due is Due.QUOTA:
+                self.accounts.relieved[subject] = None
             else:
                 subject.undelay(now.mono_ns)
                 self._schedule_delay(subject)
@@ -318,6 +335,6 @@ class Course(Reading):
         session.charge.refund()
 
 
-def _has_room(binding: Binding) -> bool:
+def _has_room(binding: Waiting) -> bool:
     options = binding.options
     return 2 * binding.depth <= options.queue_depth and 2 * binding.bytes <= options.queue_bytes

@@ -23,6 +23,7 @@ class Due(IntEnum):
     DELAY = 4  # of what was given back with a delay
     REST = 5  # the jobs of sessions that have ended
     PROGRESS = 6  # how far the bindings of a session are
+    QUOTA = 7  # events that a user whose sources rest may have again
 
 
 Key: TypeAlias = tuple[Due, Any]

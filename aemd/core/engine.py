@@ -295,6 +295,8 @@ class Engine(Stimuli, Answers, Keeping):
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order; each is given once."""
+        if self.accounts.relieved:
+            self._relieve()
         effects = self._effects
         self._effects = []
         return effects
@@ -338,10 +340,17 @@ class Engine(Stimuli, Answers, Keeping):
         """
         return self._tallies.sum(owner)
 
+    def afford(self, principal: Principal, fires: int) -> None:
+        """Return if the user of `principal` may fire so often now, else raise AemError."""
+        account = self.accounts.find(principal.uid)
+        if account is None or fires > account.events_free:
+            self.accounts.afford(principal, fires, self.now.mono_ns)
+
     def change_quotas(self) -> None:
-        """Who may have how much has changed. Nothing is taken away. Cost: of the sessions."""
-        for session in self._registry.sessions():
+        """Who may have how much has changed. Nothing is taken away. Cost: of all sessions and jobs."""
+        for session in (*self._registry.sessions(), *self._registry.houses()):
             session.allowance = self.accounts.allowance(session.principal)
+        self.accounts.reload()
 
     def totals(self, principal: Principal) -> Totals:
         """What `principal` has; for the administrator what all have. Cost: of the sessions."""

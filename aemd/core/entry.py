@@ -112,6 +112,7 @@ class Loss:
 
 OVERFLOWED = Loss(session_pb2.STAGE_JOB, session_pb2.CAUSE_OVERFLOW)
 SUPERSEDED = Loss(session_pb2.STAGE_JOB, session_pb2.CAUSE_SUPERSEDED)
+OVER_QUOTA = Loss(session_pb2.STAGE_JOB, session_pb2.CAUSE_QUOTA)
 STREAM_LOST = Loss(session_pb2.STAGE_SESSION, session_pb2.CAUSE_STREAM_LOST)
 STREAM_LOST_UNKNOWN = Loss(  # a gap of unknown size was among what was lost
     session_pb2.STAGE_SESSION,

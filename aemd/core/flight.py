@@ -11,6 +11,7 @@ import bisect
 import heapq
 from collections import OrderedDict, deque
 
+from aemd.core.accounts import ENTRY_BYTES, HISTORY
 from aemd.core.entry import (
     ON_ACK,
     ON_DISCARD,
@@ -101,10 +102,19 @@ class Flight(Waiting):
         assert stats is not None
         stats.parked += 1
         self.tally.parked += 1
-        stats.parked_list.append(Parked(entry.first, entry.last, reason))
-        if len(stats.parked_list) > parked_max:
-            del stats.parked_list[0]
+        account, kept = self.session.account, stats.parked_list
+        if len(kept) >= parked_max:
+            account.refund(HISTORY, kept.pop(0).cost)
+        parked = Parked(entry.first, entry.last, reason)
+        if account.try_charge(HISTORY, self.session.allowance, parked.cost):
+            kept.append(parked)  # else it is in the count alone
         self._remove(entry)
+
+    def forget_parked(self) -> None:
+        """The job is gone, and the list of what it parked."""
+        if self.stats is not None and self.stats.parked_list:
+            self.session.account.refund(HISTORY, sum(parked.cost for parked in self.stats.parked_list))
+            self.stats.parked_list.clear()
 
     def _note_overdue(self, entry: Entry) -> None:
         """Its time was over, and it is parked: it may get lost with the stream all the same.
@@ -188,6 +198,7 @@ class Flight(Waiting):
         self.gaps_unacked -= gaps
         self.bytes -= size
         self.held_bytes -= size
+        self.session.account.refund_bytes(size + events * ENTRY_BYTES)
         if not self.unacked:
             self._tidy()
         elif self.timers is not None:

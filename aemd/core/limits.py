@@ -47,6 +47,7 @@ class Limits:
     queue_depth_max: int = 65_536
     queue_bytes: int = 1024 * 1024
     queue_bytes_max: int = 64 * 1024 * 1024
+    queue_pool_bytes: int = 512 * 1024 * 1024  # of all queues of all users; most of the core's memory
     parked_max: int = 100  # parked entries kept per job for the list
     control_bytes: int = 16 * 1024 * 1024  # answers that wait for one session; then it is ended. A Sync has
     # one of 25 bytes for every job

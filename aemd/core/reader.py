@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aemd.core.accounts import BYTES, ENTRY_BYTES
 from aemd.core.binding import Binding
 from aemd.core.entry import OVERFLOWED, Entry, Loss
 from aemd.core.history import Cursor, Record
@@ -99,10 +100,22 @@ class Reader(Binding):
         self.stats.lose(gap.loss.stage, gap.last - gap.first + 1)
 
     def _has_room(self, record: Record) -> bool:
-        if record.loss is not None or not self.depth:
+        if record.loss is not None:
             return True
         options = self.options
-        return self.depth < options.queue_depth and self.bytes + record.size <= options.queue_bytes
+        if self.depth and (
+            self.depth >= options.queue_depth or self.bytes + record.size > options.queue_bytes
+        ):
+            return False
+        account, allowance = self.session.account, self.session.allowance
+        cost = len(record.event) + ENTRY_BYTES
+        if account.grant(cost, allowance):
+            return True
+        if cost > account.used_bytes + account.room(allowance):
+            return True  # never possible: it becomes a gap
+        account.refused[BYTES] += 1
+        account.starve(self)
+        return False
 
     def skip(self, oldest: Cursor) -> bool:
         """What comes next was trimmed, up to `oldest`: say so; False if that has to wait."""

@@ -55,15 +55,24 @@ class Recorder(Binding):
 
     def push_gap(self, count: int, loss: Loss) -> None:
         """Record what was lost before it could fire."""
+        self.stats = self.stats or Stats()
+        self.stats.told += count
+        self._record_loss(count, loss)
+
+    def _record_loss(self, count: int, loss: Loss) -> None:
         first = self.head + 1
         self.head += count
         self.tally.lose(loss, count)
         stats = self.stats = self.stats or Stats()
-        stats.told += count
         stats.lose(loss.stage, count)
         job = self.job
         real_ns = self.keeping.now.real_ns
         self.keeping.record(job, Record(job.epoch, first, self.head, real_ns, loss=loss))
+
+    def push_lost(self, count: int, loss: Loss) -> None:
+        """Record stimuli that came and are lost."""
+        self.tally.fires += count
+        self._record_loss(count, loss)
 
     def absorb(self, reader: Binding) -> None:
         """A reader goes; its counts stay."""

@@ -147,6 +147,11 @@ class Registry:
             key=lambda job: job.id,
         )
 
+    def houses(self) -> list[Session]:
+        """The sessions of durable jobs, which have no client. Cost: of all jobs."""
+        jobs = (job for jobs in self._jobs.values() for job in jobs.values())
+        return [job.session for job in jobs if job.durable is not None]
+
     def jobs_of_module(self, name: str) -> list[Job]:
         """All jobs of a module. Cost: of all jobs; for unloading a module."""
         return [job for jobs in self._jobs.values() for job in jobs.values() if job.traits.name == name]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 STAGES = 5  # of session_pb2.Stage, the one that is not said among them
 NOTHING_LOST = (0,) * STAGES
 
+PARKED_BYTES = 128  # what one that is kept costs beside its reason
+
 
 class Parked(NamedTuple):
     """An entry that was put aside."""
@@ -16,6 +18,11 @@ class Parked(NamedTuple):
     first: int
     last: int
     reason: str
+
+    @property
+    def cost(self) -> int:
+        """What it is charged as, bytes."""
+        return PARKED_BYTES + len(self.reason)
 
 
 @dataclass(slots=True)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aemd.core.accounts import EVENTS
 from aemd.core.course import Course
 from aemd.core.effects import Pause
-from aemd.core.entry import SOURCE_FAILED, Loss
+from aemd.core.entry import OVER_QUOTA, SOURCE_FAILED, Loss
 from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.options import PAUSE_SOURCE
 from aemd.core.waiting import COUNT_MAX
 from aemd.v1 import session_pb2
+
+SPARE_MAX = 1 << 30  # of a job that drops what is too much
 
 _ARMED = JobState.ARMED
 
@@ -27,12 +30,17 @@ class Stimuli(Course):
         if job.state is not _ARMED:
             return
         binding = job.binding
+        session = binding.session
         now_ns, job.last_fire_ns = self.now
+        account = session.account
+        if account.events_free <= 0 and not self._may_fire(job, count):
+            return
+        account.events_free -= 1
         while count > COUNT_MAX:
             binding.push(event, key, COUNT_MAX, now_ns)
             count -= COUNT_MAX
         if binding.push(event, key, count, now_ns) or binding.listed < 0:
-            binding.session.wake(binding)
+            session.wake(binding)
         options = binding.options
         if options.one_shot or options.overflow == PAUSE_SOURCE:
             self._fired(job)
@@ -48,12 +56,59 @@ class Stimuli(Course):
             return
         binding = job.binding
         now_ns, job.last_fire_ns = self.now
+        session = binding.session
+        account, fires = session.account, len(events)
+        if fires > account.events_free and options.overflow != PAUSE_SOURCE:
+            fires = account.payable(fires, session.allowance, now_ns)
+        account.events_free -= fires
         push = binding.push
-        for event in events:
+        for event in events if fires == len(events) else events[:fires]:
             push(event, key, 1, now_ns)
-        binding.session.wake(binding)
+        if fires < len(events):
+            self._lose_fires(job, len(events) - fires, len(events) - fires)
+        session.wake(binding)
         if options.overflow == PAUSE_SOURCE:
             self._fired(job)
+
+    def _may_fire(self, job: Job, count: int) -> bool:
+        """Whether one more fire of its user is possible now; else it is lost, and told.
+
+        Where the source can be paused it is possible, and paid for later.
+        """
+        session = job.session
+        if session.account.prepay(1, session.allowance, self.now.mono_ns):
+            return True
+        if job.options.overflow == PAUSE_SOURCE:
+            return True
+        self._lose_fires(job, 1, count)
+        session.wake(job.binding)
+        if job.options.one_shot:
+            self._fired(job)
+        return False
+
+    def _lose_fires(self, job: Job, fires: int, count: int) -> None:
+        job.session.account.refused[EVENTS] += fires
+        job.binding.push_lost(count, OVER_QUOTA)
+
+    def spare(self, job: Job) -> int:
+        """How many more events `job` takes for now; 0: it is paused, or about to be."""
+        binding = job.binding
+        if binding.paused:
+            return 0
+        if binding.options.overflow != PAUSE_SOURCE or job.state is not _ARMED:
+            return SPARE_MAX
+        spare = self._throttle.spare(binding.session, self.now.mono_ns)
+        if not spare:
+            self._pause(job, for_quota=True)
+        return min(max(binding.options.queue_depth - binding.depth, 1), spare)
+
+    def _pause(self, job: Job, *, for_quota: bool) -> None:
+        binding = job.binding
+        binding.paused = True
+        binding.tally.paused += 1
+        if for_quota:
+            self._throttle.rest(binding, self.now.mono_ns)
+        self._effects.append(Pause(job))
 
     def _fired(self, job: Job) -> None:
         """The rarer consequences of a fire."""
@@ -61,12 +116,11 @@ class Stimuli(Course):
         if options.one_shot:
             self._turn(job, JobEvent.SPENT)
             job.reason = "one-shot, has fired"
-        elif not binding.paused and (
-            binding.depth >= options.queue_depth or binding.bytes >= options.queue_bytes
-        ):
-            binding.paused = True
-            binding.tally.paused += 1
-            self._effects.append(Pause(job))
+        elif not binding.paused:
+            if binding.depth >= options.queue_depth or binding.bytes >= options.queue_bytes:
+                self._pause(job, for_quota=False)
+            elif self._throttle.is_short(binding.session, self.now.mono_ns):
+                self._pause(job, for_quota=True)
 
     def gap(
         self,

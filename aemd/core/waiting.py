@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from aemd.core.entry import ON_DISCARD, ON_MERGE, OVERFLOWED, SUPERSEDED, Entry, Loss
+from aemd.core.accounts import BYTES, ENTRY_BYTES
+from aemd.core.entry import ON_DISCARD, ON_MERGE, OVER_QUOTA, OVERFLOWED, SUPERSEDED, Entry, Loss
 from aemd.core.options import DROP_NEWEST, LATEST, PAUSE_SOURCE
 from aemd.core.stats import Stats
 
@@ -103,6 +104,8 @@ class Waiting:
         queue = self.queue
         size = len(event)
         session = self.session
+        account = session.account
+        cost = size + ENTRY_BYTES
         self.tally.fires += count
         if queue is None:
             queue = self.queue = deque()
@@ -110,32 +113,48 @@ class Waiting:
                 self.stats = Stats()
         elif options.coalesce and queue:
             tail = queue[-1]
-            if tail.loss is None and tail.key == key and last - tail.first < COUNT_MAX:
-                grown = size - len(tail.event)
+            grown = size - len(tail.event)
+            if (
+                tail.loss is None
+                and tail.key == key
+                and last - tail.first < COUNT_MAX
+                and (grown <= account.bytes_free or account.grant(grown, session.allowance))
+            ):
                 tail.state = ON_MERGE[tail.state]
                 tail.last = last
                 tail.event = event
                 self.bytes += grown
                 session.queued_bytes += grown
+                account.refund_bytes(-grown)
                 self.tally.merged += count
                 return False
-        if self.depth >= options.queue_depth or self.bytes + size > options.queue_bytes:
-            if not self._make_room(size, key):
-                self._append_gap(Entry.gap(first, last, OVERFLOWED))
+        lost = False
+        if (
+            cost > account.bytes_free
+            or self.depth >= options.queue_depth
+            or self.bytes + size > options.queue_bytes
+        ):
+            loss, lost = self._make_room(size, key)
+            if loss is not None:
+                self._append_gap(Entry.gap(first, last, loss))
                 return True
-            queue.append(entry := Entry(first, last, event, key, now_ns))
-            self._note_key(entry)
-            self.depth += 1
-            self.bytes += size
-            session.queued_bytes += size
-            return True
         queue.append(entry := Entry(first, last, event, key, now_ns))
         self.depth += 1
         self.bytes += size
         session.queued_bytes += size
+        account.bytes_free -= cost
         if options.overflow == LATEST:
             self._note_key(entry)
-        return False
+        return lost
+
+    def push_lost(self, count: int, loss: Loss) -> None:
+        """`count` stimuli came and are lost: as `push`, without an event."""
+        if self.queue is None:
+            self.queue = deque()
+        self.tally.fires += count
+        first = self.head + 1
+        self.head += count
+        self._append_gap(Entry.gap(first, self.head, loss))
 
     def push_gap(self, count: int, loss: Loss) -> None:
         """What was lost before it could fire: `count` numbers, one if it is not known how many."""
@@ -161,8 +180,15 @@ class Waiting:
             if not same:
                 del self.keys[entry.key]
 
-    def _make_room(self, size: int, key: bytes) -> bool:
-        """The queue is full: do what the policy says. True if an event of `size` bytes fits now."""
+    def _make_room(self, size: int, key: bytes) -> tuple[Loss | None, bool]:
+        """The queue is full, or its user has no bytes at hand: do what the policy says. Returns None if an
+        event of `size` bytes fits now, else how it is lost; and whether something was lost already.
+        """
+        before = self.depth
+        loss = self._make_room_here(size, key) or self._make_room_of_user(size + ENTRY_BYTES, key)
+        return loss, self.depth < before
+
+    def _make_room_here(self, size: int, key: bytes) -> Loss | None:
         options = self.options
         depth_max, bytes_max = options.queue_depth, options.queue_bytes
         if options.coalesce:
@@ -173,20 +199,35 @@ class Waiting:
             queue = self.queue
             held = self.depth - (len(queue) - self.gaps if queue else 0)
             if held >= depth_max or self.held_bytes + size > bytes_max:
-                return False  # what is in flight fills the queue; no drop would help
+                return OVERFLOWED  # what is in flight fills the queue; no drop would help
             while self.depth >= depth_max or self.bytes + size > bytes_max:
-                self._drop_one(key)
-        return self.depth < depth_max and self.bytes + size <= bytes_max
+                self._drop_one(key, OVERFLOWED)
+        return None if self.depth < depth_max and self.bytes + size <= bytes_max else OVERFLOWED
 
-    def _drop_one(self, key: bytes) -> None:
+    def _make_room_of_user(self, cost: int, key: bytes) -> Loss | None:
+        """A quota that is used up is a full queue: what the policy gives up is given up of this queue."""
+        account, allowance = self.session.account, self.session.allowance
+        if account.grant(cost, allowance):
+            return None
+        account.refused[BYTES] += 1
+        if self.options.overflow in (DROP_NEWEST, PAUSE_SOURCE):
+            return OVER_QUOTA
+        waiting = len(self.queue or ()) - self.gaps
+        if account.room(allowance) + self.bytes - self.held_bytes + waiting * ENTRY_BYTES < cost:
+            return OVER_QUOTA  # no drop would help
+        while not account.grant(cost, allowance):
+            self._drop_one(key, OVER_QUOTA)
+        return None
+
+    def _drop_one(self, key: bytes, loss: Loss) -> None:
         """Turn the never-sent event that the policy gives up into a gap."""
         if self.options.overflow == LATEST and self.keys is not None and key in self.keys:
             entry = self.keys[key][0]
             self._count_drop(entry)
-            entry.drop(SUPERSEDED)
+            entry.drop(SUPERSEDED if loss is OVERFLOWED else loss)
             self._count_lost(entry)
             self.gaps += 1
-            if self.gaps > 2 * self.options.queue_depth + GAPS_MAX:
+            if self.gaps > 2 * self.depth + GAPS_MAX:
                 self._join_gaps()
             return
         queue = self.queue
@@ -196,7 +237,7 @@ class Waiting:
             gaps.append(queue.popleft())
         entry = queue.popleft()
         self._count_drop(entry)
-        entry.drop(OVERFLOWED)
+        entry.drop(loss)
         self._count_lost(entry)
         gaps.append(entry)
         self.gaps += 1
@@ -213,6 +254,7 @@ class Waiting:
         self.depth -= 1
         self.bytes -= size
         self.session.queued_bytes -= size
+        self.session.account.refund_bytes(size + ENTRY_BYTES)
 
     def _count_lost(self, gap: Entry) -> None:
         loss = gap.loss
@@ -239,7 +281,7 @@ class Waiting:
         assert self.queue is not None
         entries = _joined(list(self.queue), False)
         gaps = sum(entry.loss is not None for entry in entries)
-        if gaps > self.options.queue_depth + GAPS_MAX:
+        if gaps > self.depth + GAPS_MAX:
             entries = _joined(entries, True)
             gaps = sum(entry.loss is not None for entry in entries)
         self.queue.clear()
@@ -257,7 +299,9 @@ class Waiting:
             entry.state = ON_DISCARD[entry.state]
         self.bytes -= size
         self.session.queued_bytes -= size
-        self.depth -= len(queue) - self.gaps
+        events = len(queue) - self.gaps
+        self.session.account.refund_bytes(size + events * ENTRY_BYTES)
+        self.depth -= events
         self.gaps = 0
         self.queue = self.keys = None
         stats = self.stats = self.stats or Stats()

@@ -159,6 +159,11 @@ class Host(Protocol):
         will follow: a module that stops at 0, and does not wait to be told, loses nothing.
         """
 
+    def afford(self, principal: Principal, events: int) -> None:
+        """Return if so many events may fire now for jobs of the user of `principal`, whose request that is,
+        else raise AemError: a request that is refused as a whole loses nothing.
+        """
+
     def gap(
         self,
         job: Job,

@@ -110,6 +110,7 @@ class User(Basic):
         if found is None or not found.armed:
             return 0
         self._check_fires(found, len(payloads))
+        self._host.afford(principal, len(payloads) * len(found.armed))
         events = self._encode(principal, found, payloads)
         jobs = list(found.armed.values())
         if len(events) == 1:

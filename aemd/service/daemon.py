@@ -21,6 +21,7 @@ from aemd.core.accounts import Accounts
 from aemd.core.engine import Engine
 from aemd.core.limits import Limits
 from aemd.core.now import Now
+from aemd.core.pool import Pool
 from aemd.core.principal import Principal
 from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
@@ -78,7 +79,11 @@ class Daemon:
         self.start_time_ns = time.time_ns()
         self.draining = False
         self.loop = Loop(on_fault=_fault)
-        self.accounts = Accounts(quotas, fault=_account_fault)
+        self.accounts = Accounts(
+            quotas,
+            queue_pool=Pool(lambda: self.limits.queue_pool_bytes, key="limits.queue_pool_bytes"),
+            fault=_account_fault,
+        )
         self.engine = Engine(
             limits, new_token=lambda: secrets.token_bytes(TOKEN_BYTES), accounts=self.accounts
         )

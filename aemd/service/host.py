@@ -13,15 +13,12 @@ from aemd.core.accounts import Charge
 from aemd.core.engine import Engine
 from aemd.core.job import Job as CoreJob
 from aemd.core.limits import Limits
-from aemd.core.options import PAUSE_SOURCE
 from aemd.core.principal import Principal
 from aemd.core.right import Act, right
 from aemd.modules.contract import Job
 from aemd.service.descriptors import Descriptors
 from aemd.sources.reactor import Reactor
 from aemd.v1 import session_pb2
-
-SPARE_MAX = 1 << 30  # of a job that drops what is too much
 
 
 class ModuleHost:
@@ -59,12 +56,11 @@ class ModuleHost:
 
     def spare(self, job: Job) -> int:
         """How many more events `job` takes for now; 0: it is paused."""
-        binding = cast(CoreJob, job).binding
-        if binding.paused:
-            return 0
-        if binding.options.overflow != PAUSE_SOURCE:
-            return SPARE_MAX
-        return max(binding.options.queue_depth - binding.depth, 1)
+        return self._engine.spare(cast(CoreJob, job))
+
+    def afford(self, principal: Principal, events: int) -> None:
+        """Return if so many events of the caller's user may fire now, else raise AemError."""
+        self._engine.afford(principal, events)
 
     def gap(
         self,

@@ -103,6 +103,9 @@ class FakeHost:
     def spare(self, job: FakeJob) -> int:
         return max(self.fired_max - len(self.fired), 0)
 
+    def afford(self, principal: Principal, events: int) -> None:
+        """There is always enough."""
+
     def gap(self, job: FakeJob, **facts: object) -> None:
         self.gaps.append({"job": job, **facts})
 

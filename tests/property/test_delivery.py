@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from aemd.core.accounts import ENTRY_BYTES, Accounts
 from aemd.core.effects import Operate, Release, SessionEnded
 from aemd.core.engine import Engine
 from aemd.core.entry import EntryState
@@ -32,6 +33,7 @@ from aemd.core.limits import MS, Limits
 from aemd.core.now import Now
 from aemd.core.options import CUMULATIVE, EXPLICIT, NONE, PAUSE_SOURCE
 from aemd.core.principal import Owner, Principal
+from aemd.core.quota import DefaultQuotas, Quota
 from aemd.core.traits import Traits
 from aemd.core.waiting import GAPS_MAX, PAUSE_SLACK
 from aemd.v1 import job_pb2, session_pb2
@@ -106,17 +108,23 @@ class Delivery(RuleBasedStateMachine):
     """One session with a few jobs."""
 
     jobs = Pool("jobs")
+    quota = Quota()
 
     @initialize(
         target=jobs,
         modules=st.lists(st.sampled_from(MODULES[:2]), min_size=2, max_size=2),
         first=st.booleans(),
         second=st.sampled_from([CUMULATIVE, EXPLICIT, NONE]),
+        dies=st.sampled_from([False, False, True]),
     )
-    def begin(self, modules, first, second):
+    def begin(self, modules, first, second, dies):
+        self.dies = dies
         tokens = itertools.count(1)
         self.now = Now(1_000 * MS, 10**18)
-        self.engine = Engine(LIMITS, new_token=lambda: next(tokens).to_bytes(16, "big"))
+        self.accounts = Accounts(DefaultQuotas(self.quota))
+        self.engine = Engine(
+            LIMITS, new_token=lambda: next(tokens).to_bytes(16, "big"), accounts=self.accounts
+        )
         self.credit = [8, 600]
         self.session = self.engine.open_session(PRINCIPAL, label="", sdk="", credit=(8, 600), now=self.now)
         self.clients: dict[int, Client] = {}
@@ -473,9 +481,20 @@ class Delivery(RuleBasedStateMachine):
             waiting += self.check_binding(client)
         if not self.session.ended:
             assert self.session.queued_bytes == waiting
+        self.check_account()
         self.keep_effects()
         for client in self.clients.values():
             assert (client.job.id in self.released) == (client.job.state is JobState.GONE)
+
+    def check_account(self) -> None:
+        """What is charged is what is there, and no more than there may be."""
+        account, bindings = self.session.account, list(self.session.bindings.values())
+        held = sum(binding.bytes + ENTRY_BYTES * binding.depth for binding in bindings)
+        assert account.used_bytes == held <= self.quota.queue_bytes
+        assert account.used("jobs") == len(bindings)
+        parked = [kept.cost for binding in bindings if binding.stats for kept in binding.stats.parked_list]
+        assert account.used("history_bytes") == sum(parked) <= self.quota.history_bytes
+        assert all(binding.paused for binding in account.starved)
 
     def keep_effects(self) -> int:
         """Take note of the effects; how many of them were replies."""
@@ -539,6 +558,16 @@ class Delivery(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        if not self.dies:
+            self.drain()
+        self.engine.end_process(PRINCIPAL.pid, PRINCIPAL.start_time_ticks, self.now)
+        assert self.engine.next_deadline_ns() is None
+        assert not self.accounts.in_use()
+        assert not self.accounts.starving
+        assert self.accounts.queue_pool.used == 0
+
+    def drain(self) -> None:
+        """Everything is delivered and dealt with."""
         self.resume(LOTS, LOTS)
         self.grant_session(LOTS, LOTS)
         for client in self.clients.values():
@@ -559,10 +588,9 @@ class Delivery(RuleBasedStateMachine):
             if client.job.state is not JobState.GONE:
                 assert client.next_seen == client.job.binding.head + 1
                 assert client.job.state not in (JobState.CLOSING, JobState.DRAINING)
+                assert not client.job.binding.paused
             else:
                 assert client.gone is not None or client.job.binding.session.generation > 1
-        self.engine.end_session(self.session, "over", self.now)
-        assert self.engine.next_deadline_ns() is None
 
     def finish(self, client: Client) -> None:
         binding = client.job.binding
@@ -578,8 +606,15 @@ class Delivery(RuleBasedStateMachine):
         return bool(client.job.binding.unacked or client.job.binding.queue)
 
 
+class Short(Delivery):
+    """The same under quotas that are used up all the time."""
+
+    quota = Quota(queue_bytes=6 * ENTRY_BYTES, events_per_second=100, history_bytes=300)
+
+
 TestDelivery = Delivery.TestCase
-TestDelivery.settings = settings(
+TestDeliveryUnderQuotas = Short.TestCase
+TestDelivery.settings = TestDeliveryUnderQuotas.settings = settings(
     max_examples=200,
     stateful_step_count=80,
     deadline=None,

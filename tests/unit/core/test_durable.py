@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from aemd.core.accounts import ENTRY_BYTES
 from aemd.core.effects import Fetch
 from aemd.core.entry import OVERFLOWED, Loss
 from aemd.core.errors import AemError
@@ -13,6 +14,7 @@ from aemd.core.history import START, Cursor, Keep, Positions, Record
 from aemd.core.job import Job, JobState
 from aemd.core.limits import SECOND
 from aemd.core.options import OptionsParser
+from aemd.core.quota import Quota
 from aemd.core.reader import Reader
 from aemd.core.traits import Traits
 from aemd.v1 import job_pb2, session_pb2
@@ -426,3 +428,56 @@ def test_sync_is_answered_behind_what_was_recorded(shelf: Shelf) -> None:
     assert [frame.WhichOneof("frame") for frame in frames] == ["batch", "sync_done"]
     assert frames[1].sync_done.binding == reader.id
     assert frames[1].sync_done.cursor.seq == 3
+
+
+def test_reader_whose_user_has_no_bytes_left_waits_for_them_and_loses_nothing(make_bench: Any) -> None:
+    shelf = Shelf(make_bench(Quota(queue_bytes=3 * (10 + ENTRY_BYTES))))
+    job = shelf.make()
+    other = shelf.bench.open(shelf.bench.principal)
+    hog = shelf.bench.job(session=other)
+    for _ in range(3):
+        shelf.engine.fire(hog, bytes(10))
+    reader = shelf.bind(job)
+    shelf.fire(job, *[b"%010d" % number for number in range(5)])
+    assert shelf.entries() == []
+    shelf.engine.end_session(other, "", shelf.bench.now)
+    shelf.fetch()
+    told = []
+    for seq in (3, 5):
+        told += shelf.entries()
+        shelf.ack(reader, seq)
+    assert told == [(number + 1, number + 1, b"%010d" % number, 1) for number in range(5)]
+    assert shelf.bench.session.account.used("queue_bytes") == 0
+
+
+def test_entry_that_is_more_than_its_reader_may_ever_hold_is_a_gap(make_bench: Any) -> None:
+    shelf = Shelf(make_bench(Quota(queue_bytes=1_000)))
+    job = shelf.make()
+    shelf.bind(job)
+    shelf.fire(job, bytes(800), b"small")
+    assert [entry[:3] for entry in shelf.entries()] == [(1, 1, "gap"), (2, 2, b"small")]
+
+
+def test_fires_of_a_durable_job_over_the_rate_are_a_gap_in_its_history(make_bench: Any) -> None:
+    shelf = Shelf(make_bench(Quota(events_per_second=2)))
+    job = shelf.make()
+    shelf.fire(job, *[b"x"] * 5)
+    shelf.bind(job)
+    assert [entry[:2] for entry in shelf.entries()] == [(1, 1), (2, 2), (3, 3), (4, 5)]
+    assert (job.stats.fires, job.stats.lost) == (5, 2)
+
+
+def test_durable_job_that_ends_gives_everything_back(make_bench: Any) -> None:
+    bench = make_bench(Quota(history_bytes=Keep().bytes))
+    shelf = Shelf(bench)
+    job = shelf.make()
+    with pytest.raises(AemError) as refused:
+        shelf.make()
+    assert refused.value.details["key"] == "quota.history_bytes"
+    shelf.bind(job)
+    shelf.fire(job, b"a", b"b")
+    shelf.entries()
+    shelf.engine.end_session(bench.session, "", bench.now)
+    assert bench.accounts.in_use()  # it outlives its session
+    shelf.engine.end_job(job, "", bench.now)
+    assert not bench.accounts.in_use()

@@ -63,6 +63,9 @@ class Host:
     def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
         return self.accounts.charge(job.owner, resource, count)
 
+    def afford(self, principal: Principal, events: int) -> None:
+        self.accounts.afford(principal, events, MONO_NS)
+
     def fire(self, job: Job, event: bytes) -> None:
         self.fired.append((job.id, event))
 
