@@ -15,7 +15,7 @@ import click
 from aemd.cli.completion import PROGRAM, VARIABLE
 from aemd.cli.failure import Exit, Failure, report
 from aemd.cli.verb import Settings, Verbs
-from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules
+from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules, units
 
 _EXAMPLES = (
     "aemctl watch timer every=200ms --count 3",
@@ -41,7 +41,15 @@ def cli() -> None:
     """
 
 
-for _verbs in (events.VERBS, command.VERBS, jobs.VERBS, modules.VERBS, metrics.VERBS, daemon.VERBS):
+for _verbs in (
+    events.VERBS,
+    command.VERBS,
+    jobs.VERBS,
+    modules.VERBS,
+    metrics.VERBS,
+    daemon.VERBS,
+    units.VERBS,
+):
     for _verb in _verbs:
         cli.add_command(_verb)
 

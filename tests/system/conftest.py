@@ -1,0 +1,99 @@
+"""One box for all tests here, and in it the service as it is installed."""
+
+import contextlib
+import os
+import subprocess
+
+import pytest
+
+from tests.system.box import ENVIRONMENT, Box, missing
+
+UNITS = ("aemd.service", "aemd.socket")
+
+
+class Service:
+    """The service in the box."""
+
+    def __init__(self, box):
+        self.box = box
+
+    @property
+    def pid(self):
+        """Its main process, as the box counts."""
+        return int(self.box.show("aemd.service", "MainPID")["MainPID"])
+
+    @property
+    def state(self):
+        return self.box.show("aemd.service", "ActiveState")["ActiveState"]
+
+    @property
+    def restarts(self):
+        return int(self.box.show("aemd.service", "NRestarts")["NRestarts"])
+
+    def override(self, text):
+        """A drop-in for the service, until the test ends."""
+        self.box.write("/run/systemd/system/aemd.service.d/test.conf", f"[Service]\n{text}\n")
+        self.box.run("systemctl", "daemon-reload")
+
+    def ctl(self, *arguments, check=True):
+        """Run aemctl in the box."""
+        return self.box.run("/opt/aemd/bin/aemctl", *arguments, check=check)
+
+    def reset(self):
+        self.box.run("systemctl", "stop", *UNITS)
+        self.box.run("systemctl", "reset-failed", check=False)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.box.path("/run/systemd/system/aemd.service.d/test.conf"))
+            self.box.run("systemctl", "daemon-reload")
+
+
+@pytest.fixture(scope="session")
+def box():
+    lacking = missing()
+    if lacking:
+        pytest.skip(lacking)
+    box = Box(str(os.getpid()))
+    try:
+        box.start()
+        box.run("/opt/aemd/bin/aemctl", "install-units")
+        box.run("systemd-sysusers", "aemd.conf")
+        box.run("systemd-tmpfiles", "--create", "aemd.conf")
+        box.run("systemctl", "daemon-reload")
+        yield box
+    finally:
+        box.stop()
+
+
+@pytest.fixture
+def service(box):
+    """The service, not started."""
+    service = Service(box)
+    yield service
+    service.reset()
+
+
+@pytest.fixture
+def aemd(service):
+    """The service, running."""
+    service.box.run("systemctl", "start", *UNITS)
+    return service
+
+
+@pytest.fixture
+def program(box):
+    """Starts a program of this folder in the box; what still runs at the end is killed."""
+    running = []
+
+    def start(name, *arguments):
+        command = box.command("/opt/aemd/bin/python", "-P", f"/opt/aemd/src/tests/system/{name}", *arguments)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
