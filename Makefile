@@ -65,6 +65,10 @@ bench-quick: ## Compare with Redis, D-Bus and plain servers, in three minutes
 	@tools/setup.sh bench
 	@$(BIN)/python -m benchmarks.quick
 
+.PHONY: bench-floods
+bench-floods: dev ## Latency of one user's events while another one floods, in two minutes; as root
+	@$(BIN)/python -m benchmarks.floods
+
 .PHONY: clean
 clean: ## Remove what the targets above made
 	rm -rf .venv .venv-proto build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis

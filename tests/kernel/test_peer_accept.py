@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -219,12 +219,14 @@ def test_passed_on_listener_of_one_user_that_lets_others_in_is_refused(path: byt
 class Accepting:
     """An Acceptor over a real loop, which keeps what it accepts."""
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, accepted: Callable[[socket.socket], object] | None = None) -> None:
         self.path = path
         self.loop = Loop()
         self.place = take(path, public=False)
         self.kept: list[socket.socket] = []
-        self.acceptor = Acceptor(self.loop, self.place.listener, reserve=8, accepted=self.kept.append)
+        self.acceptor = Acceptor(
+            self.loop, self.place.listener, reserve=8, accepted=accepted or self.kept.append
+        )
 
     def connect(self, count: int) -> list[socket.socket]:
         socks = [socket.socket(socket.AF_UNIX) for _ in range(count)]
@@ -297,27 +299,48 @@ def test_reserve_is_kept_and_the_rest_waits_without_a_spin(accepting: Accepting)
         sock.close()
 
 
-def test_those_who_are_turned_away_keep_nobody_else_out(path: bytes) -> None:
-    loop, place = Loop(), take(path, public=False)
-    turned_away = []
+@pytest.fixture
+def refusing(path: bytes) -> Iterator[Accepting]:
+    """Turns everybody away."""
+    refusing = Accepting(path, turn_away)
+    refusing.loop.clock("monotonic")
+    yield refusing
+    refusing.acceptor.close()
+    refusing.place.give_back()
+    refusing.loop.close()
 
-    def turn_away(sock: socket.socket) -> object:
-        turned_away.append(sock.fileno())
-        sock.close()
-        return accept.TURNED_AWAY
 
-    acceptor = Acceptor(loop, place.listener, reserve=8, accepted=turn_away)
-    loop.clock("monotonic")
-    socks = [socket.socket(socket.AF_UNIX) for _ in range(30)]
-    for sock in socks:
-        sock.connect(path)
+def turn_away(sock: socket.socket) -> object:
+    sock.close()
+    return accept.TURNED_AWAY
+
+
+def test_those_who_are_turned_away_fill_no_table(refusing: Accepting) -> None:
+    socks = refusing.connect(accept.FLOOD_BATCH - 1)
     with room_for(20):
-        loop.turn(TURN_NS)
-    assert len(turned_away) == 30
-    assert len(set(turned_away)) == 1
-    assert acceptor.laid_aside == 0
-    acceptor.close()
-    place.give_back()
+        refusing.loop.turn(TURN_NS)
+    assert [sock.recv(1) for sock in socks] == [b""] * len(socks)
+    assert refusing.acceptor.laid_aside == 0
     for sock in socks:
         sock.close()
-    loop.close()
+
+
+def test_flood_of_those_who_are_turned_away_lets_the_loop_rest(
+    refusing: Accepting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accept, "REST_NS", 50_000_000)
+    socks = refusing.connect(accept.BATCH + 1)
+    refusing.loop.turn(TURN_NS)
+    last = socks[-1]
+    last.setblocking(False)
+    refusing.loop.turn(0)
+    refusing.acceptor.descriptor_freed()  # which is not what it waits for
+    refusing.loop.turn(0)
+    with pytest.raises(BlockingIOError):
+        last.recv(1)
+    last.setblocking(True)
+    refusing.loop.turn(TURN_NS)  # the rest is over
+    refusing.loop.turn(TURN_NS)
+    assert last.recv(1) == b""
+    for sock in socks:
+        sock.close()
