@@ -15,7 +15,7 @@ import click
 from aemd.cli.completion import PROGRAM, VARIABLE
 from aemd.cli.failure import Exit, Failure, report
 from aemd.cli.verb import Settings, Verbs
-from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules, units
+from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules, top, units
 
 _EXAMPLES = (
     "aemctl watch timer every=200ms --count 3",
@@ -46,6 +46,7 @@ for _verbs in (
     command.VERBS,
     jobs.VERBS,
     modules.VERBS,
+    top.VERBS,
     metrics.VERBS,
     daemon.VERBS,
     units.VERBS,
