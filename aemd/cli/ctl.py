@@ -15,7 +15,7 @@ import click
 from aemd.cli.completion import PROGRAM, VARIABLE
 from aemd.cli.failure import Exit, Failure, report
 from aemd.cli.verb import Settings, Verbs
-from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules, top, units
+from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules, quota, top, units
 
 _EXAMPLES = (
     "aemctl watch timer every=200ms --count 3",
@@ -49,6 +49,7 @@ for _verbs in (
     top.VERBS,
     metrics.VERBS,
     daemon.VERBS,
+    quota.VERBS,
     units.VERBS,
 ):
     for _verb in _verbs:

@@ -390,9 +390,12 @@ class Accounts:
         """The users that have anything, by uid."""
         return sorted((account for account in self._accounts.values() if account.holders), key=_uid)
 
-    def uses(self, account: Account, now_ns: int) -> Iterator[Use]:
-        """Every resource of one user, as the principal who asked last may have it."""
-        allowance = self.allowance(account.principal)
+    def uses(self, account: Account, now_ns: int, principal: Principal | None = None) -> Iterator[Use]:
+        """Every resource of one user, as `principal`, if it is of that user, may have it; else as whoever of
+        it was charged last.
+        """
+        own = principal is not None and principal.uid == account.uid
+        allowance = self.allowance(principal if principal is not None and own else account.principal)
         for resource in RESOURCES:
             limit: int = getattr(allowance.quota, resource)
             rate = resource.endswith("_per_second")

@@ -84,7 +84,7 @@ def over_quota(
     way_out = f"raise {key}" if key else _way_out(resource)
     return AemError(
         Code.RESOURCE_EXHAUSTED,
-        "QUOTA_REACHED",
+        "LIMIT_REACHED",
         f"{more} more {resource}: {subject} has {used} of {limit}; free some, or {way_out}",
         subject=subject,
         limit=limit,
@@ -98,7 +98,7 @@ def over_rate(resource: str, *, uid: int, rate: int, more: int, wait_ns: int) ->
     when = f"try again in {wait_ns / 1e9:.3g} s" if wait_ns else "less of it at once"
     error = AemError(
         Code.RESOURCE_EXHAUSTED,
-        "QUOTA_REACHED",
+        "LIMIT_REACHED",
         f"{more} more {resource}: uid {uid} may have {rate} a second; {when}, or {_way_out(resource)}",
         subject=f"uid {uid}",
         limit=rate,

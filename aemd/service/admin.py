@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ class AdminService:
             service + "GetStatus": method(admin_pb2.GetStatusRequest, self._status),
             service + "ListSessions": method(admin_pb2.ListSessionsRequest, self._list),
             service + "EndSession": method(admin_pb2.EndSessionRequest, self._end),
+            service + "ListQuotas": method(admin_pb2.ListQuotasRequest, self._quotas),
             service + "GetMetrics": method(admin_pb2.GetMetricsRequest, self._metrics),
         }
 
@@ -79,6 +81,22 @@ class AdminService:
         )
         if len(sessions) > size:
             response.next_page_token = page_token(str(sessions[size - 1].id))
+        return response
+
+    def _quotas(
+        self, principal: Principal, request: admin_pb2.ListQuotasRequest
+    ) -> admin_pb2.ListQuotasResponse:
+        size = page_size(request.page_size)
+        first = page_number(request.page_token)
+        accounts, now_ns = self._engine.accounts, self._engine.now.mono_ns
+        seen = [account for account in accounts.seen_by(principal) if account.uid >= first]
+        response = admin_pb2.ListQuotasResponse()
+        for account in seen[:size]:
+            user = response.users.add(name=f"users/{account.uid}", uid=account.uid)
+            for use in accounts.uses(account, now_ns, principal):
+                user.uses.add(**dataclasses.asdict(use))
+        if len(seen) > size:
+            response.next_page_token = page_token(str(seen[size].uid))
         return response
 
     def _end(

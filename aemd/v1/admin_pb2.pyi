@@ -285,7 +285,7 @@ class ResourceUse(_message.Message):
     resource: _builtins.str
     """The resource, as the key in [[quota]] of the policy names it: jobs, queue_bytes, events_per_second."""
     used: _builtins.int
-    """What is in use now; for a rate, of the last second."""
+    """What is in use now; for a rate, what was used and has not come back yet."""
     limit: _builtins.int
     """What there may be."""
     refused: _builtins.int

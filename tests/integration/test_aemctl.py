@@ -130,6 +130,20 @@ def test_sessions_are_listed_and_ended(ctl: Ctl, program: aem.Client, job: aem.J
     assert ctl("end-session", "999999999").returncode == EXIT_NOT_FOUND
 
 
+def test_quota_shows_what_is_in_use_and_all_on_demand(ctl: Ctl, job: aem.Job) -> None:
+    uid = os.getuid()
+    used = {row["resource"]: row for row in rows(ctl("quota", "-o", "json"))}
+    assert (used["jobs"]["used"], used["jobs"]["uid"], used["jobs"]["refused"]) == (1, uid, 0)
+    assert used["connections"]["used"] == 2
+    assert "children" not in used
+    everything = rows(ctl("quota", "--all", "-o", "json"))
+    assert {"children", "history_bytes", "frames_per_second"} <= {row["resource"] for row in everything}
+    shown = ctl("quota", "--uid", str(uid)).stdout.splitlines()
+    assert shown[0].split() == ["USER", "RESOURCE", "USED", "LIMIT", "REFUSED", "FROM"]
+    assert [str(uid), "jobs", "1", "2200000", "0", "default"] in [line.split() for line in shown]
+    assert ctl("quota", "--uid", "4242424").stdout == ""
+
+
 def test_status_for_people_and_programs(ctl: Ctl, job: aem.Job) -> None:
     shown = ctl("status")
     assert shown.returncode == 0, shown.stderr

@@ -291,6 +291,8 @@ def test_lists_status_and_modules(client):
     assert (session.label, session.jobs) == ("test", 1)
     assert session.sdk.startswith("aem-python/")
     assert client.status().caller.pid == os.getpid()
+    (uses,) = [{use.resource: use for use in user.uses} for user in client.list_quotas()]
+    assert (uses["jobs"].used, uses["sessions"].used, uses["jobs"].origin) == (1, 1, "default")
     assert client.stop_job(job.id).state == job_pb2.STATE_REGISTERED
     assert client.start_job(job.id).state == job_pb2.STATE_ARMED
     assert client.set_priority(job.id, 1).options.priority == 1

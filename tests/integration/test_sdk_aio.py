@@ -155,6 +155,8 @@ async def test_job_life_and_lists(client):
     assert (await client.status()).caller.pid == os.getpid()
     (session,) = [session async for session in client.list_sessions()]
     assert session.label == "test"
+    (quota,) = [user async for user in client.list_quotas()]
+    assert {use.resource: use.used for use in quota.uses}["jobs"] == 1
     await job.stop()
     await job.shutdown()
     assert client.jobs == []

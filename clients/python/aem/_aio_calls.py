@@ -125,6 +125,18 @@ class AsyncCalls:
             if not token:
                 return
 
+    async def list_quotas(self) -> AsyncIterator[admin_pb2.UserQuota]:
+        """What the caller's user has and may have; for the administrator every user that has anything."""
+        token = ""
+        while True:
+            request = admin_pb2.ListQuotasRequest(page_size=1_000, page_token=token)
+            page = await self._call(_unary.LIST_QUOTAS, request)
+            for found in page.users:
+                yield found
+            token = page.next_page_token
+            if not token:
+                return
+
     async def end_session(self, session_id: int) -> int:
         """End a session; returns how many jobs ended with it."""
         return (

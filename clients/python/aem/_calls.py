@@ -117,6 +117,17 @@ class Calls:
             if not token:
                 return
 
+    def list_quotas(self) -> Iterator[admin_pb2.UserQuota]:
+        """What the caller's user has and may have; for the administrator every user that has anything."""
+        token = ""
+        while True:
+            request = admin_pb2.ListQuotasRequest(page_size=1_000, page_token=token)
+            page = self._call(_unary.LIST_QUOTAS, request)
+            yield from page.users
+            token = page.next_page_token
+            if not token:
+                return
+
     def end_session(self, session_id: int) -> int:
         """End a session; returns how many jobs ended with it."""
         return self._call(_unary.END_SESSION, admin_pb2.EndSessionRequest(name=f"sessions/{session_id}")).jobs

@@ -31,6 +31,7 @@ LIST_SESSIONS = Method(
     f"{_ADMIN}/ListSessions", admin_pb2.ListSessionsRequest, admin_pb2.ListSessionsResponse
 )
 END_SESSION = Method(f"{_ADMIN}/EndSession", admin_pb2.EndSessionRequest, admin_pb2.EndSessionResponse)
+LIST_QUOTAS = Method(f"{_ADMIN}/ListQuotas", admin_pb2.ListQuotasRequest, admin_pb2.ListQuotasResponse)
 GET_METRICS = Method(f"{_ADMIN}/GetMetrics", admin_pb2.GetMetricsRequest, admin_pb2.GetMetricsResponse)
 GET_JOB = Method(f"{_JOB}/GetJob", job_pb2.GetJobRequest, job_pb2.Job)
 LIST_JOBS = Method(f"{_JOB}/ListJobs", job_pb2.ListJobsRequest, job_pb2.ListJobsResponse)

@@ -1,10 +1,13 @@
 """The unary services, over a real engine."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from aemd.core.errors import Code
+from aemd.core.principal import Owner
+from aemd.core.quota import RESOURCES, Quota
 from aemd.service.unary import method
 from aemd.v1 import admin_pb2, job_pb2, module_pb2
 from tests.unit.service.conftest import principal
@@ -18,6 +21,7 @@ RESPONSES = {
     "AdminService/GetStatus": admin_pb2.DaemonStatus,
     "AdminService/ListSessions": admin_pb2.ListSessionsResponse,
     "AdminService/EndSession": admin_pb2.EndSessionResponse,
+    "AdminService/ListQuotas": admin_pb2.ListQuotasResponse,
 }
 
 
@@ -203,3 +207,26 @@ def test_calls_of_one_user_that_are_much_work_leave_the_others_a_turn(bench):
     turns = [turn for turn, uid in answered if uid == 1000]
     assert len(set(turns)) == len(turns)
     assert {wire.status for wire in wires} == {(Code.OK, "")}
+
+
+def test_quotas_are_those_of_the_caller_and_for_the_administrator_of_all_by_page(bench, call):
+    mine, theirs, root = principal(7), principal(8), principal()
+    bench.session(mine).register("user", channel="c")
+    bench.session(theirs).register("user", channel="c")
+
+    def quotas(caller, **request):
+        return call("AdminService/ListQuotas", admin_pb2.ListQuotasRequest(**request), caller)
+
+    (own,) = quotas(mine).users
+    assert own.name == "users/7"
+    uses = {use.resource: use for use in own.uses}
+    assert list(uses) == list(RESOURCES)
+    assert [uses[name].used for name in ("sessions", "jobs", "channels", "children")] == [1, 1, 1, 0]
+    assert (uses["jobs"].limit, uses["jobs"].origin) == (Quota().jobs, "default")
+    assert [user.uid for user in quotas(root).users] == [7, 8]
+    first = quotas(root, page_size=1)
+    second = quotas(root, page_size=1, page_token=first.next_page_token)
+    assert [user.uid for user in (*first.users, *second.users)] == [7, 8]
+    assert not second.next_page_token
+    inside = replace(mine, owner=Owner(7, user_namespace=9))
+    assert not quotas(inside).users
