@@ -62,13 +62,14 @@ class Durable:
         self.written = positions.head
         self.unrecorded: list[Record] = []  # for the store, not yet given to it
 
-    def append(self, record: Record) -> None:
-        """One entry more."""
-        self.tail.append(record)
-        self.tail_bytes += record.size
-        self.unrecorded.append(record)
-        if record.loss is not None:
-            self.lost += record.last - record.first + 1
+    def append(self, records: list[Record]) -> None:
+        """Entries more."""
+        self.tail += records
+        self.unrecorded += records
+        for record in records:
+            self.tail_bytes += record.size
+            if record.loss is not None:
+                self.lost += record.last - record.first + 1
 
     def after(self, position: Cursor, records_max: int) -> list[Record] | None:
         """What comes behind `position`, so much at most; None if the tail does not reach back so far."""

@@ -101,13 +101,12 @@ class Keeping(Course):
         job.binding.head = 0
         job.binding.push_gap(1, RESTARTED)
 
-    def record(self, job: Job, record: Record) -> None:
-        """An entry more in the history of `job`; those who follow its head get it at once."""
+    def record(self, job: Job, records: list[Record]) -> None:
+        """Entries more in the history of `job`; those who follow its head get them at once."""
         durable = job.durable
         assert durable is not None
-        durable.append(record)
+        durable.append(records)
         self._kept[job] = None
-        records = [record]
         for reader in durable.readers:
             if not reader.paused:
                 reader.paused = not reader.take(records, durable, self.now.mono_ns)

@@ -6,6 +6,7 @@ that nothing else must ask which kind it is. Its session is a `House`, which has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aemd.core.binding import Binding
@@ -50,8 +51,17 @@ class Recorder(Binding):
         self.head += count
         self.tally.fires += count
         job = self.job
-        self.keeping.record(job, Record(job.epoch, first, self.head, job.last_fire_ns, key, event))
+        self.keeping.record(job, [Record(job.epoch, first, self.head, job.last_fire_ns, key, event)])
         return False
+
+    def push_many(self, events: Sequence[bytes], key: bytes, now_ns: int) -> None:  # noqa: ARG002
+        """Record events that cover one number each."""
+        job, first = self.job, self.head + 1
+        epoch, real_ns = job.epoch, job.last_fire_ns
+        self.head += len(events)
+        self.tally.fires += len(events)
+        records = [Record(epoch, seq, seq, real_ns, key, event) for seq, event in enumerate(events, first)]
+        self.keeping.record(job, records)
 
     def push_gap(self, count: int, loss: Loss) -> None:
         """Record what was lost before it could fire."""
@@ -67,7 +77,7 @@ class Recorder(Binding):
         stats.lose(loss.stage, count)
         job = self.job
         real_ns = self.keeping.now.real_ns
-        self.keeping.record(job, Record(job.epoch, first, self.head, real_ns, loss=loss))
+        self.keeping.record(job, [Record(job.epoch, first, self.head, real_ns, loss=loss)])
 
     def push_lost(self, count: int, loss: Loss) -> None:
         """Record stimuli that came and are lost."""

@@ -61,9 +61,7 @@ class Stimuli(Course):
         if fires > account.events_free and options.overflow != PAUSE_SOURCE:
             fires = account.payable(fires, session.allowance, now_ns)
         account.events_free -= fires
-        push = binding.push
-        for event in events if fires == len(events) else events[:fires]:
-            push(event, key, 1, now_ns)
+        binding.push_many(events if fires == len(events) else events[:fires], key, now_ns)
         if fires < len(events):
             self._lose_fires(job, len(events) - fires, len(events) - fires)
         session.wake(binding)

@@ -10,6 +10,7 @@ A container exists only while it holds something: a job that never fired has non
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aemd.core.accounts import BYTES, ENTRY_BYTES
@@ -155,6 +156,33 @@ class Waiting:
         first = self.head + 1
         self.head += count
         self._append_gap(Entry.gap(first, self.head, loss))
+
+    def push_many(self, events: Sequence[bytes], key: bytes, now_ns: int) -> None:
+        """Queue events that cover one number each, as push() would one after the other."""
+        options, session = self.options, self.session
+        count, size = len(events), sum(map(len, events))
+        if (
+            options.coalesce
+            or options.overflow == LATEST
+            or self.depth + count > options.queue_depth
+            or self.bytes + size > options.queue_bytes
+            or not session.account.grant(size + count * ENTRY_BYTES, session.allowance)
+        ):
+            for event in events:
+                self.push(event, key, 1, now_ns)
+            return
+        if self.queue is None:
+            self.queue = deque()
+            if self.stats is None:
+                self.stats = Stats()
+        first = self.head + 1
+        self.queue.extend([Entry(seq, seq, event, key, now_ns) for seq, event in enumerate(events, first)])
+        self.head += count
+        self.depth += count
+        self.bytes += size
+        self.tally.fires += count
+        session.queued_bytes += size
+        session.account.bytes_free -= size + count * ENTRY_BYTES
 
     def push_gap(self, count: int, loss: Loss) -> None:
         """What was lost before it could fire: `count` numbers, one if it is not known how many."""

@@ -131,7 +131,7 @@ class Requests:
 
     def _raise(self, session: Session, body: session_pb2.Raise) -> None:
         uid = body.uid if body.HasField("uid") else None
-        self._conductor.raise_events(session.principal, body.channel, body.payloads, uid)
+        self._conductor.raise_events(session.principal, body.channel, list(body.payloads), uid)
 
     def _sync(self, session: Session, request_id: int, body: session_pb2.Sync) -> None:
         self._check_syncs(session)

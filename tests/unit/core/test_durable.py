@@ -481,3 +481,30 @@ def test_durable_job_that_ends_gives_everything_back(make_bench: Any) -> None:
     assert bench.accounts.in_use()  # it outlives its session
     shelf.engine.end_job(job, "", bench.now)
     assert not bench.accounts.in_use()
+
+
+@pytest.mark.parametrize("depth", [3, 64])
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_many_events_at_once_are_recorded_as_those_events_one_by_one(
+    make_bench: Any, depth: int, coalesce: bool
+) -> None:
+    facts = []
+    for at_once in (True, False):
+        shelf = Shelf(make_bench(Quota(events_per_second=7)))
+        job = shelf.make(queue_depth=depth, coalesce=coalesce)
+        reader = shelf.bind(job)
+        found = []
+        for events in ([b"1", b"22"], [], [b"3"], [b"%d" % n for n in range(4, 12)]):
+            if at_once:
+                shelf.engine.fire_many(job, events, key=b"k")
+            else:
+                for event in events:
+                    shelf.engine.fire(job, event, key=b"k")
+            assert job.durable is not None
+            found.append((job.binding.head, job.durable.lost, job.durable.tail_bytes))
+            found.append((reader.head, reader.paused, reader.depth, job.binding.tally.fires))
+        shelf.keep()
+        facts.append((found, shelf.kept, job.stats, shelf.entries()))
+    assert facts[0] == facts[1]
+    assert [(record.first, record.last) for record in facts[0][1][-2:]] == [(10, 10), (11, 11)]
+    assert facts[0][1][-1].loss is not None

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
+from aemd.core.accounts import ENTRY_BYTES, EVENTS
+from aemd.core.quota import Quota
 from aemd.core.waiting import COUNT_MAX, GAPS_MAX
 from aemd.v1 import job_pb2, session_pb2
 
@@ -23,6 +27,36 @@ def test_drop_newest_leaves_one_gap_at_the_tail(bench):
     job = bench.job(queue_depth=2, overflow=NEWEST)
     fire(bench, job, b"1", b"2", b"3", b"4")
     assert bench.entries() == [(1, 1, b"1", 1), (2, 2, b"2", 1), (3, 4, "gap", 1)]
+
+
+@pytest.mark.parametrize("quota_bytes", [3 * ENTRY_BYTES, 1 << 20])
+@pytest.mark.parametrize("depth", [3, 7, 64])
+@pytest.mark.parametrize("overflow", [OLDEST, NEWEST, LATEST, PAUSE])
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_many_events_at_once_are_as_those_events_one_by_one(
+    make_bench, quota_bytes, depth, overflow, coalesce
+):
+    facts = []
+    for at_once in (True, False):
+        bench = make_bench(Quota(queue_bytes=quota_bytes))
+        account = bench.session.account
+        job = bench.job(
+            queue_depth=depth, queue_bytes=64, overflow=overflow, coalesce=coalesce, pausable=True
+        )
+        found = []
+        for events in ([b"1", b"22", b"333"], [], [b"4"], [bytes(50)], [bytes(20)] * 4):
+            if at_once:
+                bench.engine.fire_many(job, events, key=b"k")
+            else:
+                fire(bench, job, *events, key=b"k")
+            binding = job.binding
+            found.append((binding.head, binding.depth, binding.bytes, binding.gaps, binding.paused))
+            found.append((account.used_bytes, account.refused["queue_bytes"], account.refused[EVENTS]))
+            found.append(account.rate_used(EVENTS, Quota().events_per_second, bench.now.mono_ns))
+            found.append((binding.tally.fires, job.stats.lost, bench.session.queued_bytes))
+        found.append([(entry.first, entry.last, entry.fired_ns) for entry in binding.queue or ()])
+        facts.append((found, bench.entries()))
+    assert facts[0] == facts[1]
 
 
 def test_latest_supersedes_the_oldest_of_the_same_key(bench):
