@@ -262,8 +262,7 @@ class BaseClient:
             done, self._done = self._done, []
             if self._session is not None:
                 self._session.finish_plain(done)
-            for entry in done:
-                self._dispatcher.done(entry)
+            self._dispatcher.done_inline(done)
 
     def _flush(self) -> bool:
         """Acknowledge what is dealt with; False if there was nothing."""

@@ -81,8 +81,9 @@ class Dispatcher:
         entries: list[Entry] = []
         while fifo and len(entries) < most and fifo[0].binding is binding and fifo[0].gap is None:
             entry = fifo.popleft()
-            entry.begin()
+            entry.begun = True
             entries.append(entry)
+        binding.running += len(entries)
         self._inline.update(entries)
         return entries
 
@@ -97,6 +98,10 @@ class Dispatcher:
     def _start(self, entry: Entry) -> Entry:
         self._running.add(entry)
         return entry
+
+    def done_inline(self, entries: list[Entry]) -> None:
+        """`entries`, all handled on the thread that took them, are dealt with."""
+        self._inline.difference_update(entries)
 
     def done(self, entry: Entry) -> None:
         """`entry` is dealt with: the next of its lane may run."""

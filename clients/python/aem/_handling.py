@@ -21,14 +21,7 @@ def event_of(entry: Entry) -> Event | Gap:
     job = entry.binding.registration.job
     if entry.gap is not None:
         return Gap(entry.gap, job)
-    return make_event(
-        entry.parse(),
-        job,
-        first=entry.first,
-        seq=entry.last,
-        epoch=entry.epoch,
-        attempts=entry.attempts,
-    )
+    return make_event(entry.parse(), job, entry.first, entry.last, entry.epoch, entry.attempts)
 
 
 def note_room(registration: Registration, event: Event | Gap) -> None:

@@ -237,7 +237,7 @@ class Session(Commands):
 
     def _run(self, run: session_pb2.Run) -> None:
         binding = self._bindings.get(run.binding)
-        events, counts, attempts = run.events, run.counts, run.attempts
+        events, counts, attempts = list(run.events), run.counts, run.attempts
         size = sum(map(len, events))
         self._window.receive(len(events), size)
         if binding is None:
@@ -245,6 +245,10 @@ class Session(Commands):
             return
         binding.window.receive(len(events), size)
         epoch, first = run.epoch, run.first_seq
+        if not counts and not attempts:
+            entries = [Entry(binding, epoch, seq, seq, 1, data) for seq, data in enumerate(events, first)]
+            self._arrived(binding, entries, repeated=False)
+            return
         entries = []
         for index, data in enumerate(events):
             last = first + counts[index] - 1 if counts else first

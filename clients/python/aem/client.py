@@ -263,7 +263,11 @@ class Client(BaseClient, Calls):
                     outcome = SUCCESS if result is None else self._outcome(entry, _plain(result))
                 except Exception as error:
                     outcome = failed(registration, error)
-                self._finish(entry, outcome)
+                if outcome is SUCCESS:  # what _finish() would find out
+                    self._done.append(entry)
+                    self._paced_flush()
+                else:
+                    self._finish(entry, outcome)
                 if self._stopping or registration.given_up:
                     break
         finally:
