@@ -9,10 +9,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import quantiles
 
-from benchmarks.peers import PEERS, STAMP, payload
+from benchmarks.peers import PEERS, STAMP, Receive, payload
 
 LATENCY_EVENTS = 2_000
 LATENCY_GAP_S = 0.001
@@ -28,8 +29,8 @@ class Figures:
     rate: float
 
 
-def subscribe(peer: str, address: str, events: int) -> None:
-    """Receive `events` payloads and print what was seen, as JSON."""
+def collect(events: int, subscribe: Callable[[Receive], None]) -> None:
+    """Let `subscribe` receive `events` payloads, and print what was seen, as JSON."""
     latencies: list[int] = []
     first = 0
 
@@ -40,7 +41,7 @@ def subscribe(peer: str, address: str, events: int) -> None:
         latencies.append(now - STAMP.unpack_from(data)[0])
         return len(latencies) < events
 
-    PEERS[peer].subscribe(address, receive, lambda: print("ready", flush=True))
+    subscribe(receive)
     span_s = (time.monotonic_ns() - first) / 1e9
     percentiles = quantiles(latencies, n=100)
     print(
@@ -83,6 +84,9 @@ def measure(peer: str, address: str, *, events: int, batch: int, gap_s: float) -
 if __name__ == "__main__":
     role, name, where, count, *rest = sys.argv[1:]
     if role == "subscribe":
-        subscribe(name, where, int(count))
+        collect(
+            int(count),
+            lambda receive: PEERS[name].subscribe(where, receive, lambda: print("ready", flush=True)),
+        )
     else:
         publish(name, where, int(count), int(rest[0]), float(rest[1]))

@@ -1,8 +1,8 @@
 """`make bench-quick`: the first figures, in under three minutes.
 
-User events through aemd beside Redis pub/sub and D-Bus, and AEMhttpd with idle connections beside the same
-server on asyncio and select(). Runs are interleaved; the median of the rounds counts. What is missing on this
-machine is said.
+User events through aemd beside Redis pub/sub and D-Bus, a kernel event through aemd beside an agent of one's
+own on D-Bus, and AEMhttpd with idle connections beside the same server on asyncio and select(). Runs are
+interleaved; the median of the rounds counts. What is missing on this machine is said.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import pubsub, web
+from benchmarks import kernel, pubsub, web
 from benchmarks.peers import PEERS, Aemd
 
 ROUNDS = 3
@@ -72,6 +72,31 @@ def user_events(folder: Path) -> None:
     )
 
 
+def kernel_events(folder: Path) -> None:
+    """From a datagram to a handler."""
+    present = {name: way for name, way in kernel.WAYS.items() if not PEERS[way.peer].missing}
+    with ExitStack() as stack:
+        addresses = {
+            peer: stack.enter_context(PEERS[peer].server(folder))
+            for peer in {way.peer for way in present.values()}
+        }
+        runs: dict[str, list[pubsub.Figures]] = {name: [] for name in present}
+        for _ in range(ROUNDS):
+            for name, way in present.items():
+                runs[name].append(kernel.measure(name, addresses[way.peer]))
+    p50 = {name: statistics.median(figures.p50_us for figures in runs[name]) for name in present}
+    p99 = {name: statistics.median(figures.p99_us for figures in runs[name]) for name in present}
+    rows = [
+        [way.name, f"{p50[name]:.0f}", f"{p99[name]:.0f}", f"{p50['aemd'] / p50[name]:.2f}"]
+        for name, way in present.items()
+    ]
+    table(
+        "From a datagram of 64 bytes to a handler in another program: latency at one a millisecond",
+        ["", "p50 µs", "p99 µs", "aemd / it"],
+        rows,
+    )
+
+
 def idle_connections(folder: Path) -> None:
     """Figure 6."""
     if web.missing:
@@ -101,6 +126,8 @@ def main() -> int:
     print(f"Linux {platform.release()}, {os.cpu_count()} processors, CPython {platform.python_version()}")
     with tempfile.TemporaryDirectory(prefix="aemd-bench-") as folder:
         user_events(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="aemd-bench-") as folder:
+        kernel_events(Path(folder))
     with tempfile.TemporaryDirectory(prefix="aemd-bench-") as folder:
         idle_connections(Path(folder))
     print(f"\n{time.monotonic() - begin:.0f} s. Trust ratios, not digits.")
