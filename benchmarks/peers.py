@@ -1,7 +1,8 @@
 """The systems that are compared: how to start them, to publish and to subscribe.
 
-Each peer runs as its users run it: Redis with its Python client, D-Bus with dbus-fast on a bus of its own,
-aemd with its SDK. Payloads are 64 bytes, the first eight the CLOCK_MONOTONIC time of sending.
+Each peer runs as its users run it: Redis with its Python client and its parser in C, D-Bus with dbus-fast on
+a bus of its own, aemd with its SDK. Payloads are 64 bytes, the first eight the CLOCK_MONOTONIC time of their
+sending.
 """
 
 from __future__ import annotations
