@@ -31,7 +31,7 @@ from aemd.link import Cut, Frame, Kind
 
 STREAMS_PER_CONNECTION = 4_096
 DATA_SHARE = 2  # RLIMIT_DATA counts stacks and reserves, which are not resident
-FINISH_CALLS_SECONDS = 0.4  # after the core is gone: for trailers to be written,
+FINISH_CALLS_SECONDS = 0.4  # at the end: for calls to be answered and trailers to be written,
 FINISH_SERVER_SECONDS = 0.3  # connections to be ended in order,
 FINISH_RELAY_SECONDS = 0.2  # and the last bytes to be piped
 _LOOK_SECONDS = 0.01
@@ -91,10 +91,11 @@ class _Server:
         bounds: Bounds,
     ) -> None:
         memory = Memory(bounds.front_bytes)
-        self._gone = asyncio.Event()
+        self._over = asyncio.Event()
+        self._told = False  # by the core, which is still there
         self._health = health.aio.HealthServicer()
         self._cell = cell
-        self._uplink = Uplink(link_sock, control=self._control, gone=self._gone.set, moved=memory.moved)
+        self._uplink = Uplink(link_sock, control=self._control, gone=self._over.set, moved=memory.moved)
         self._relay = Relay(descriptors, address=cell.connect, closed=self._closed, moved=memory.moved)
         memory.full = self._full
         self._methods = Methods(self._uplink, self._relay, SERVICES)
@@ -115,9 +116,12 @@ class _Server:
         self._uplink.start()
         self._relay.start()
         self._uplink.send(link.pack(Kind.READY, 0, 0, self._cell.words.encode()))
-        await self._gone.wait()
-        await _until(lambda: self._methods.running == 0, FINISH_CALLS_SECONDS)
-        await self._server.stop(FINISH_SERVER_SECONDS)
+        await self._over.wait()
+        if self._told:
+            await self._server.stop(FINISH_CALLS_SECONDS)
+        else:
+            await _until(lambda: self._methods.running == 0, FINISH_CALLS_SECONDS)
+            await self._server.stop(FINISH_SERVER_SECONDS)
         await _until(lambda: self._relay.piped == 0, FINISH_RELAY_SECONDS)
 
     def _control(self, frame: Frame) -> None:
@@ -127,6 +131,10 @@ class _Server:
             task = asyncio.create_task(self._health.enter_graceful_shutdown())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+        elif frame.kind == Kind.FINISH:
+            self._told = True
+            self._over.set()
 
     def _full(self) -> None:
         self._uplink.send(link.pack(Kind.FULL, 0))

@@ -37,7 +37,7 @@ STREAMS_PER_USER_MAX = 16_384  # of them, so that users who share a front leave 
 class Connection:
     """A connection of a client: in the hands of a front, known here by its number."""
 
-    __slots__ = ("charge", "closing", "front", "number", "principal", "process", "streams")
+    __slots__ = ("called", "charge", "closing", "front", "number", "principal", "process", "streams")
 
     def __init__(
         self, *, number: int, principal: Principal, charge: Charge, process: Process, front: Front
@@ -47,6 +47,7 @@ class Connection:
         self.charge = charge
         self.process = process
         self.front = front
+        self.called = False  # something, ever
         self.closing = False  # the front was told to close it, and has not said that it did
         self.streams: set[int] = set()
 
@@ -82,6 +83,7 @@ class Front:
         self.pidfd = -1
         self.ready = False
         self.full = False
+        self.leaving = False
         self.connections: dict[int, Connection] = {}
         self._owner = owner
         self._open = True
@@ -115,6 +117,11 @@ class Front:
     def finish(self, timeout_seconds: float) -> None:
         """Send all that is queued; the front sends it on and exits."""
         self._link.finish(timeout_seconds)
+
+    def say_farewell(self) -> None:
+        """Have it answer the calls that are there and exit; its end is then no loss."""
+        self.leaving = True
+        self.send(link.pack(Kind.FINISH, 0))
 
     def lose(self, reason: str) -> None:
         """End it, whatever state it is in: its streams, its connections, then the owner is told."""
@@ -228,6 +235,7 @@ class Front:
         if frame.stream <= self._stream_last:
             raise LinkError("OPEN with a stream number that is not new")
         self._stream_last = frame.stream
+        connection.called = True
         stream = Stream(
             self,
             principal=connection.principal,
@@ -305,6 +313,9 @@ class Front:
     def _take_drain(self, _frame: Frame) -> None:
         raise LinkError("DRAIN is not a front's to say")
 
+    def _take_finish(self, _frame: Frame) -> None:
+        raise LinkError("FINISH is not a front's to say")
+
     def _take_full(self, _frame: Frame) -> None:
         self.full = True
         self._owner.front_full(self)
@@ -320,4 +331,5 @@ _TAKE: dict[Kind, Callable[[Front, Frame], None]] = {
     Kind.READY: Front._take_ready,
     Kind.DRAIN: Front._take_drain,
     Kind.FULL: Front._take_full,
+    Kind.FINISH: Front._take_finish,
 }

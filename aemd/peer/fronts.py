@@ -102,6 +102,10 @@ class Fronts:
         delay_ns = self._failed.get(key, (AGAIN_MIN_NS, 0))[0]
         self._failed[key] = (min(2 * delay_ns, AGAIN_MAX_NS), self._reactor.mono_ns() + delay_ns)
 
+    def left(self, front: Front) -> None:
+        """It has exited because it was told to."""
+        self._drop(front)
+
     def living(self, front: Front) -> bool:
         """Whether it still serves; False once it is retired or lost."""
         return front.number in self._keys

@@ -26,6 +26,7 @@ from aemd.core.principal import Owner, Principal
 from aemd.core.quota import Quota
 from aemd.link import OFFENCES, Cut
 from aemd.peer import accept
+from aemd.peer.farewell import Farewell
 from aemd.peer.front import Connection, Front
 from aemd.peer.fronts import Fronts
 from aemd.peer.gate import Gate, Refusals
@@ -99,6 +100,7 @@ class Peers:
         self._own = read_self(peer_pidfd=peer_pidfd)
         self._place: accept.Place | None = None
         self._acceptor: accept.Acceptor | None = None
+        self._farewell: Farewell | None = None
         self._connections: dict[int, Connection] = {}
         self._of_owner: Counter[Owner] = Counter()
         self._accounts = accounts or Accounts()
@@ -208,16 +210,29 @@ class Peers:
 
     def stop_accepting(self) -> None:
         """Take no new connections; health says NOT_SERVING. What is connected goes on."""
-        if self._acceptor is None or self._place is None:
+        if self._acceptor is None or self._place is None or self._farewell is not None:
             return
         self._acceptor.close()
         self._place.stop_listening()
         for front in self._fronts:
             front.drain()
+        self._farewell = Farewell(self._reactor, lambda: self._fronts)
+
+    def finish(self, done: Callable[[], None]) -> None:
+        """After stop_accepting(): have what was accepted answered, then the fronts exit, then `done()`.
+
+        To be called again every turn until that. It takes a second at most.
+        """
+        if self._farewell is None:
+            done()
+        else:
+            self._farewell.begin(done)
 
     def close(self) -> None:
         """Send what is queued, end the fronts and the zygote, give the socket back; a second at most."""
         self.stop_accepting()
+        if self._farewell is not None:
+            self._farewell.close()
         fronts = list(self._fronts)
         for front in fronts:
             front.finish(FINISH_SECONDS / 4)
@@ -288,7 +303,12 @@ class Peers:
         """Remove what it may have left, and pass it on."""
         shutil.rmtree(self._folder() + b"%d" % front.number, ignore_errors=True)
         if self._fronts.living(front):
-            self._fronts.lost(front, reason)
+            if front.leaving:
+                self._fronts.left(front)
+            else:
+                self._fronts.lost(front, reason)
+        if self._farewell is not None:
+            self._farewell.front_gone()
 
     # -- new connections
 

@@ -236,13 +236,12 @@ class Daemon:
 
     def _drained(self, _now_ns: int) -> None:
         self.sessions.end_all()
-        self.conductor.settle()
-        self.loop.stop()
+        self._stop_soon()
 
     def _stop_soon(self) -> None:
-        """Every session is over. Their last frames are with the link, which close() lets finish."""
+        """Every session is over, and their last frames are with the link. The fronts come next."""
         self.conductor.settle()
-        self.loop.stop()
+        self.peers.finish(self.loop.stop)
 
     def _hang_up(self, _number: int) -> None:
         self.notifier.reloading(self.loop.mono_ns())

@@ -82,6 +82,13 @@ def _interpreter() -> tuple[str, list[tuple[str, str]]]:
     return "/opt/python" + real.removeprefix(prefix), [(prefix, "/opt/python")]
 
 
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 class Box:
     """One box, from start() to stop()."""
 
@@ -109,7 +116,7 @@ class Box:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=lambda: self._join(self._cgroup),
             )  # fmt: skip
-        self._until(self._has_manager, "its systemd")
+        self.until(self._has_manager, "its systemd")
         state = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
         assert state == "running", f"{state}\n{self.run('systemctl', '--failed', check=False).stdout}"
         self._install(python)
@@ -127,10 +134,23 @@ class Box:
                 self._outer.kill()
                 self._outer.wait(PATIENCE)
         if os.path.isdir(self._cgroup):
-            self._until(self._remove_cgroups, "the end of its processes")
+            self.until(self._remove_cgroups, "the end of its processes")
         shutil.rmtree(self._home, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._home}.log")
+
+    def leftovers(self) -> list[str]:
+        """What is left of it on the host, after stop()."""
+        mounts = [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if self._home in line
+        ]
+        processes = [
+            command.decode()
+            for command in map(_command_line, filter(str.isdigit, os.listdir("/proc")))
+            if self._home.encode() in command
+        ]
+        paths = [path for path in (self._cgroup, self._home, f"{self._home}.log") if os.path.exists(path)]
+        return [line for line in mounts if self._home in line] + processes + paths
 
     def _has_manager(self) -> bool:
         assert self._outer is not None
@@ -150,7 +170,8 @@ class Box:
         with open(f"{cgroup}/cgroup.procs", "w") as procs:
             procs.write(str(os.getpid()))
 
-    def _until(self, condition: Callable[[], object], what: str) -> None:
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for what the box does by itself."""
         until = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < until, f"{what} did not come within {PATIENCE} s"
@@ -199,20 +220,17 @@ class Box:
         shown = self.run("systemctl", "show", unit, "--property", ",".join(properties)).stdout
         return dict(line.split("=", 1) for line in shown.splitlines())
 
-    def journal(self, unit: str) -> str:
-        """What a unit has logged."""
-        return self.run("journalctl", "--unit", unit, "--output", "cat").stdout
+    def journal_end(self) -> str:
+        """Where the journal ends now."""
+        shown = self.run("journalctl", "--lines", "0", "--show-cursor").stdout
+        return shown.partition("-- cursor: ")[2].strip()
 
-    def host_pid(self, pid: int) -> int:
-        """The number of a process of the box on the host."""
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    status = Path(f"/proc/{entry}/status").read_text()
-                    numbers = status.partition("\nNSpid:")[2].partition("\n")[0].split()
-                    if len(numbers) == 2 and int(numbers[1]) == pid and self._holds(int(entry)):
-                        return int(entry)
-        raise ProcessLookupError(pid)
+    def journal(self, unit: str, *, after: str) -> str:
+        """What a unit, and systemd about it, has logged since then."""
+        return self.run("journalctl", "--unit", unit, "--output", "cat", "--after-cursor", after).stdout
 
-    def _holds(self, pid: int) -> bool:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+    def children(self, pid: int) -> list[int]:
+        """The children of a process, as the box counts."""
+        return [
+            int(child) for child in Path(self.path(f"/proc/{pid}/task/{pid}/children")).read_text().split()
+        ]

@@ -1,6 +1,7 @@
 """One box for all tests here, and in it the service as it is installed."""
 
 import contextlib
+import json
 import os
 import subprocess
 
@@ -16,6 +17,7 @@ class Service:
 
     def __init__(self, box):
         self.box = box
+        self._begin = box.journal_end()
 
     @property
     def pid(self):
@@ -29,6 +31,20 @@ class Service:
     @property
     def restarts(self):
         return int(self.box.show("aemd.service", "NRestarts")["NRestarts"])
+
+    @property
+    def fronts(self):
+        """The processes that clients are connected to."""
+        (zygote,) = self.box.children(self.pid)
+        return self.box.children(zygote)
+
+    def status(self):
+        return json.loads(self.ctl("status", "-o", "json").stdout)
+
+    @property
+    def journal(self):
+        """What was logged about it in this test."""
+        return self.box.journal("aemd.service", after=self._begin)
 
     def override(self, text):
         """A drop-in for the service, until the test ends."""
@@ -62,6 +78,7 @@ def box():
         yield box
     finally:
         box.stop()
+    assert box.leftovers() == []
 
 
 @pytest.fixture
