@@ -15,7 +15,7 @@ import click
 from aemd.cli.completion import PROGRAM, VARIABLE
 from aemd.cli.failure import Exit, Failure, report
 from aemd.cli.verb import Settings, Verbs
-from aemd.cli.verbs import command, daemon, events, jobs, metrics, modules, quota, top, units
+from aemd.cli.verbs import command, daemon, doctor, events, jobs, metrics, modules, quota, top, units
 
 _EXAMPLES = (
     "aemctl watch timer every=200ms --count 3",
@@ -48,6 +48,7 @@ for _verbs in (
     modules.VERBS,
     top.VERBS,
     metrics.VERBS,
+    doctor.VERBS,
     daemon.VERBS,
     quota.VERBS,
     units.VERBS,
