@@ -62,7 +62,7 @@ class Flooder:
 
     def __init__(self, path):
         self.path = path
-        self.connections = self.refused = self.cut = self.sent = 0
+        self.connections = self.refused = self.cut = self.sent = self.pieces = 0
         self.until = 0.0
 
     def connect(self):
@@ -79,7 +79,10 @@ class Flooder:
         return None
 
     def flood(self, opening, piece):
-        """Send `opening`, then what `piece(n)` gives, as fast as it goes, reading what comes; and again."""
+        """Send `opening`, then what `piece(n)` gives, as fast as it goes, reading what comes; and again.
+
+        `pieces` is how many of them one connection has begun to send at most.
+        """
         while (sock := self.connect()) is not None:
             sock.setblocking(False)
             waiting, count = opening, 0
@@ -101,6 +104,7 @@ class Flooder:
                     self.ended(count)
                     break
             sock.close()
+            self.pieces = max(self.pieces, count)
 
     def ended(self, count):
         """The daemon has closed it: at once, or after a while."""
@@ -307,7 +311,7 @@ def main(what, path, uid):
     flooder = Flooder(path)
     print("begun", flush=True)
     getattr(flooder, what)()
-    facts = ("connections", "refused", "cut", "sent")
+    facts = ("connections", "refused", "cut", "sent", "pieces")
     print(json.dumps({name: getattr(flooder, name) for name in facts}), flush=True)
 
 
