@@ -101,6 +101,8 @@ class Account:
 
     def charge(self, resource: str, allowance: Allowance, count: int = 1) -> None:
         """`count` more of `resource`; AemError RESOURCE_EXHAUSTED, and nothing is charged."""
+        if not count:
+            return  # also for who has more than it may have by now
         used = self._used.get(resource, 0)
         limit: int = getattr(allowance.quota, resource)
         if used + count > limit:

@@ -52,8 +52,9 @@ class Keeping(Course):
         create_time_ns: int,
         positions: Positions = NEW,
     ) -> Job:
-        """A durable job, new or as it was, inert. `job_id` 0: it is given one."""
+        """A durable job, new or as it was, inert. `job_id` 0: it is new, and given one."""
         if not job_id:
+            self.accounts.take(principal, "registrations_per_second", self.now.mono_ns)
             job_id = self._next_job
         self._next_job = max(self._next_job, job_id + 1)
         charge = self.accounts.charge(principal, "history_bytes", keep.bytes)

@@ -66,6 +66,34 @@ def test_one_user_leaves_half_for_the_next_one():
     descriptors.charge(3, 10, owner=ROOT)  # the administrator has the rest
 
 
+def test_sources_are_charged_with_descriptors_and_neither_without_the_other():
+    descriptors = budget(limit=200, descriptors=5, sources=2)
+    account = descriptors._accounts.of(ALICE)
+    for job in (1, 2):
+        descriptors.charge(job, 1, owner=ALICE, sources=1)
+    with pytest.raises(AemError) as caught:
+        descriptors.charge(3, 1, owner=ALICE, sources=1)
+    assert caught.value.details["key"] == "quota.sources"
+    assert (account.used("descriptors"), account.used("sources")) == (2, 2)
+    descriptors.charge(1, 3, owner=ALICE)  # connections of a listener
+    with pytest.raises(AemError) as caught:
+        descriptors.charge(2, 1, owner=ALICE)
+    assert caught.value.details["key"] == "quota.descriptors"
+    descriptors.refund(1, 1, sources=1)
+    assert (account.used("descriptors"), account.used("sources")) == (4, 1)
+    for job in (1, 2, 3):
+        descriptors.release(job)
+    assert not descriptors._accounts.in_use()
+
+
+def test_who_has_more_sources_than_it_may_by_now_still_gets_descriptors():
+    descriptors = budget(limit=200, sources=2)
+    descriptors.charge(1, 2, owner=ALICE, sources=2)
+    descriptors._accounts._quotas = DefaultQuotas(Quota(sources=1))
+    descriptors.charge(1, 1, owner=ALICE)
+    assert descriptors.held(1) == 3
+
+
 def test_share_of_a_user_is_given_back_with_the_job():
     descriptors = budget(limit=47)  # a sixteenth, 2, is the administrator's
     descriptors.charge(1, 20, owner=ALICE)
