@@ -48,7 +48,7 @@ class Quotas(Protocol):
 
     def quota(self, principal: Principal) -> tuple[Quota, Mapping[str, str]]:
         """What `principal` may have, and by resource the name of the quota that says so; a resource that is
-        not in it has its default. Equal answers are the same objects.
+        not in it has its default.
         """
 
 
