@@ -346,6 +346,10 @@ class Engine(Stimuli, Answers, Keeping):
         if account is None or fires > account.events_free:
             self.accounts.afford(principal, fires, self.now.mono_ns)
 
+    def change_limits(self) -> None:
+        """The limits have changed. What is there already keeps what it has."""
+        self._options.forget()
+
     def change_quotas(self) -> None:
         """Who may have how much has changed. Nothing is taken away. Cost: of all sessions and jobs."""
         for session in (*self._registry.sessions(), *self._registry.houses()):

@@ -6,7 +6,8 @@ fields of `Limits`; the rest are properties of the protocol.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -22,9 +23,13 @@ WINDOW_BYTES = 256 * 1024  # per stream and direction on the link between core a
 LABEL_BYTES_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Limits:
-    """What one daemon grants. Counts are per the thing named; bytes and nanoseconds say so."""
+    """What one daemon grants. Counts are per the thing named; bytes and nanoseconds say so.
+
+    There is one object for the daemon's life, and whoever needs it holds it. It is changed in one place only,
+    when the configuration is read again (`change`).
+    """
 
     message_bytes: int = 1024 * 1024  # one gRPC message; grpc's own default is 4 MiB
     payload_bytes: int = 256 * 1024  # one event's data; NATS has 1 MiB
@@ -73,3 +78,45 @@ class Limits:
     )  # memory of one front, resident; then it is replaced. The connections
     # that one user may have take 320 MiB
     fronts: int = 16  # front processes for uids of their own; the rest share one
+
+    def change(self, other: Limits) -> list[str]:
+        """Take the values of `other`; returns the names of those that only a restart changes."""
+        late = []
+        for each in fields(self):
+            wanted = getattr(other, each.name)
+            if wanted == getattr(self, each.name):
+                continue
+            if each.name in AT_START:
+                late.append(each.name)
+            else:
+                setattr(self, each.name, wanted)
+        return late
+
+
+# Read once, when the daemon starts: buffers are made of that size, processes are started with it.
+AT_START = frozenset({"message_bytes", "event_data_bytes", "descriptors_reserve", "turn_ns"})
+
+RANGE = (1, 1 << 40)  # of every limit that is not named here
+RANGES: Mapping[str, tuple[int, int]] = {
+    "message_bytes": (64 * 1024, 64 * 1024 * 1024),
+    "payload_bytes": (1, 16 * 1024 * 1024),
+    "event_data_bytes": (512, 1024 * 1024),
+    "turn_ns": (1 * MS, SECOND),
+    "params_max": (1, 1_024),
+    "parked_max": (0, 100_000),
+    "lease_ns": (0, 86_400 * SECOND),
+    "lease_max_ns": (0, 86_400 * SECOND),
+    "shutdown_ns": (1 * MS, 3_600 * SECOND),
+    "shutdown_max_ns": (1 * MS, 3_600 * SECOND),
+    "hello_ns": (100 * MS, 3_600 * SECOND),
+    "drain_ns": (1 * MS, 60 * SECOND),
+    "descriptors_reserve": (64, 65_536),
+    "fronts": (1, 1_024),
+}
+ORDER = (  # the second bounds the first
+    ("queue_depth", "queue_depth_max"),
+    ("queue_bytes", "queue_bytes_max"),
+    ("lease_ns", "lease_max_ns"),
+    ("shutdown_ns", "shutdown_max_ns"),
+    ("payload_bytes", "message_bytes"),
+)

@@ -76,6 +76,10 @@ class OptionsParser:
             self._remember(key, parsed)
         return parsed
 
+    def forget(self) -> None:
+        """The limits have changed: what was parsed before has the defaults of then."""
+        self._parsed.clear()
+
     def with_priority(self, options: Options, priority: int, traits: Traits) -> Options:
         """The same options with another priority; AemError if there is no such priority."""
         changed = replace(options, priority=_priority(priority, "priority"))
