@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import markdown
 
 from aemd import __version__
 from aemd.cli.failure import EXIT_HELP
@@ -27,6 +28,7 @@ ENVIRONMENT = (
     ("XDG_RUNTIME_DIR", "Below it is the socket of the user's own daemon, aemd/aemd.sock."),
 )
 FILES = (
+    ("/etc/aemd/aemd.toml, /etc/aemd/policy.d/*.toml", "The configuration, aemd.toml(5)."),
     ("/run/aemd/aemd.sock", "The socket of the system's daemon."),
     ("$XDG_RUNTIME_DIR/aemd/aemd.sock", "The socket of a user's own daemon (aemd --user)."),
 )
@@ -45,8 +47,22 @@ class Page:
 
 
 PAGES = (
-    Page("aemctl", 1, "the command line of aemd", "aemd.cli.ctl", "cli", ("aemd(8)", "timeout(1)", "jq(1)")),
-    Page("aemd", 8, "delivers kernel events with their data", "aemd.cli.daemon", "main", ("aemctl(1)",)),
+    Page(
+        "aemctl",
+        1,
+        "the command line of aemd",
+        "aemd.cli.ctl",
+        "cli",
+        ("aemd(8)", "aemd.toml(5)", "timeout(1)", "jq(1)"),
+    ),
+    Page(
+        "aemd",
+        8,
+        "delivers kernel events with their data",
+        "aemd.cli.daemon",
+        "main",
+        ("aemctl(1)", "aemd.toml(5)"),
+    ),
 )
 
 
@@ -79,13 +95,13 @@ def examples(lines: Sequence[str]) -> Iterator[str]:
         yield from (".PP", ".EX", *(roff(f"  {line}") for line in lines), ".EE")
 
 
-def verb_lines(verb: Verb, parent: click.Context) -> Iterator[str]:
+def verb_lines(name: str, verb: Verb, parent: click.Context) -> Iterator[str]:
     """A verb: usage, what it does, its own options, examples."""
     ctx = click.Context(verb, info_name=verb.name, parent=parent)
     usage = " ".join(piece for piece in verb.collect_usage_pieces(ctx) if piece != "[OPTIONS]")
     shared = {tuple(option.opts) for option in common_options()}
     own = [p for p in verb.params if tuple(p.opts) not in shared and p.name not in JOB_OPTION_NAMES]
-    yield f".SS {roff(verb.name or '')} {roff(usage)}".rstrip()
+    yield f".SS {roff(name)} {roff(usage)}".rstrip()
     yield from paragraphs(verb.help)
     yield from option_lines(own, ctx)
     yield from examples(verb.examples)
@@ -110,8 +126,8 @@ def render(page: Page, command: click.Command) -> str:
     if isinstance(command, Verbs):
         for section, verbs in command.sections().items():
             lines.append(f".SH {section.upper()}")
-            for verb in verbs:
-                lines += verb_lines(verb, ctx)
+            for name, verb in verbs:
+                lines += verb_lines(name, verb, ctx)
         watch = command.commands["watch"]
         lines += [".SH JOB OPTIONS", "watch, wait and on take these, too."]
         lines += option_lines([p for p in watch.params if p.name in JOB_OPTION_NAMES], ctx)
@@ -149,15 +165,28 @@ def tagged(pairs: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> Iter
         yield from (".TP", f".B {roff(name)}", roff(text))
 
 
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every page: where it stands, and what it says."""
+    for page in PAGES:
+        text = render(page, getattr(importlib.import_module(page.module), page.command))
+        yield HOME / f"{page.name}.{page.section}", text
+    text = markdown.page(
+        (HOME.parent / "policy.md").read_text(),
+        name="aemd.toml",
+        section=5,
+        summary="configuration and policy of aemd",
+        see_also="aemctl(1), aemd(8), systemd.unit(5), cgroups(7)",
+    )
+    yield HOME / "aemd.toml.5", text
+
+
 def main() -> int:
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check
     stale = []
-    for page in PAGES:
-        text = render(page, getattr(importlib.import_module(page.module), page.command))
-        path = HOME / f"{page.name}.{page.section}"
+    for path, text in pages():
         if check and (not path.exists() or path.read_text() != text):
             stale.append(path)
         elif not check:

@@ -15,7 +15,7 @@ import click
 from aemd.cli.completion import PROGRAM, VARIABLE
 from aemd.cli.failure import Exit, Failure, report
 from aemd.cli.verb import Settings, Verbs
-from aemd.cli.verbs import command, daemon, doctor, events, jobs, metrics, modules, quota, top, units
+from aemd.cli.verbs import command, daemon, doctor, events, jobs, metrics, modules, policy, quota, top, units
 
 _EXAMPLES = (
     "aemctl watch timer every=200ms --count 3",
@@ -46,6 +46,7 @@ for _verbs in (
     command.VERBS,
     jobs.VERBS,
     modules.VERBS,
+    policy.VERBS,
     top.VERBS,
     metrics.VERBS,
     doctor.VERBS,

@@ -9,7 +9,14 @@ from enum import IntEnum
 import click
 
 from aemd import __version__
-from aemd.service.config import Config, ConfigError, default_socket, default_state_dir, prepare
+from aemd.service.config import (
+    Config,
+    ConfigError,
+    default_config_dir,
+    default_socket,
+    default_state_dir,
+    prepare,
+)
 
 
 class Exit(IntEnum):
@@ -31,12 +38,13 @@ Examples:
 \b
 Exit codes:
   0  ended by SIGTERM or SIGINT, with every session told
-  1  could not start, or met a fault that it could not survive
+  1  could not start (a broken configuration, for example), or met a fault that it could not survive
   2  wrong usage
   3  another daemon holds the socket
 
 \b
 Signals:
+  SIGHUP           read the configuration again; what is wrong in it changes nothing
   SIGTERM, SIGINT  tell the sessions, finish what was accepted, end within 5 s; twice: at once
 """
 
@@ -54,14 +62,19 @@ Signals:
     "--state-dir", metavar="DIR", help="Keep state here.  [default: /var/lib/aemd, or ~/.local/state/aemd]"
 )
 @click.option(
+    "--config-dir",
+    metavar="DIR",
+    help="Read aemd.toml and policy.d/*.toml from here.  [default: /etc/aemd, or ~/.config/aemd]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="Log from this level on, to stderr.",
+    help="Log from this level on, to stderr.  [default: log.level of aemd.toml, else info]",
 )
 @click.version_option(__version__, prog_name="aemd")
-def main(*, user: bool, socket: str | None, state_dir: str | None, log_level: str) -> None:
+def main(
+    *, user: bool, socket: str | None, state_dir: str | None, config_dir: str | None, log_level: str | None
+) -> None:
     """Own the kernel's events on this machine and deliver them, with their data, to programs.
 
     Programs register jobs over gRPC on a Unix socket; see aemctl(1).
@@ -69,13 +82,15 @@ def main(*, user: bool, socket: str | None, state_dir: str | None, log_level: st
     if os.geteuid() != 0 and not user:
         raise click.UsageError("only root can serve every user; to serve yourself, run: aemd --user")
     try:
+        folder = config_dir or default_config_dir(user=user, environment=os.environ)
         config = Config(
             socket=os.path.abspath(
                 socket or default_socket(user=user, environment=os.environ, uid=os.geteuid())
             ),
             state_dir=os.path.abspath(state_dir or default_state_dir(user=user, environment=os.environ)),
             user=user,
-            log_level=log_level,
+            log_level=log_level or "",
+            config_dir=os.path.abspath(folder) if folder else "",
         )
         prepare(config)
     except ConfigError as error:

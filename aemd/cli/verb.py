@@ -163,25 +163,45 @@ class Verbs(click.Group):
         """In their order, not the alphabet's."""
         return list(self.commands)
 
-    def sections(self) -> dict[str, list[Verb]]:
-        """The verbs by section."""
-        result: dict[str, list[Verb]] = {}
-        for verb in self.commands.values():
+    def sections(self) -> dict[str, list[tuple[str, Verb]]]:
+        """The verbs by section, with how they are called here: `policy explain` for one within another."""
+        result: dict[str, list[tuple[str, Verb]]] = {}
+        for name, verb in self.commands.items():
             if isinstance(verb, Verb):
-                result.setdefault(verb.section, []).append(verb)
+                result.setdefault(verb.section, []).append((name, verb))
+            elif isinstance(verb, Topic):
+                for section, inner in verb.sections().items():
+                    result.setdefault(section, []).extend((f"{name} {each}", one) for each, one in inner)
         return result
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """A heading for each section."""
         for section, verbs in self.sections().items():
             with formatter.section(section):
-                formatter.write_dl([(v.name or "", v.get_short_help_str(90)) for v in verbs])
+                formatter.write_dl([(name, verb.get_short_help_str(90)) for name, verb in verbs])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The examples, then the exit codes."""
         super().format_epilog(ctx, formatter)
         write_block(formatter, "Examples", self.examples)
         write_block(formatter, "Exit codes", [f"{code:>3}  {text}" for code, text in EXIT_HELP.items()])
+
+
+class Topic(Verbs):
+    """A verb with verbs of its own."""
+
+    def __init__(self, *args: Any, section: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Nothing: it is in the help of its verbs."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """One verb more, in this one's section."""
+        if isinstance(cmd, Verb):
+            cmd.section = self.section
+        super().add_command(cmd, name)
 
 
 def write_block(formatter: click.HelpFormatter, title: str, lines: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aemd.core.durable import Durable
     from aemd.core.history import Resumed
     from aemd.core.options import Options
+    from aemd.core.policy import Ruling
     from aemd.core.principal import Principal
     from aemd.core.session import Session
     from aemd.core.stats import JobStats
@@ -122,7 +123,8 @@ class Job:
     """A registration.
 
     `values` are the parsed parameters, `params` what the client gave (opaque here), `data` is the module's
-    own slot. `state` changes by `turn` only.
+    own slot. `ruling`: the rule of policy that it was registered under, None for everybody's own rights.
+    `state` changes by `turn` only.
     """
 
     __slots__ = (
@@ -140,6 +142,7 @@ class Job:
         "owner",
         "params",
         "reason",
+        "ruling",
         "state",
         "traits",
         "values",
@@ -171,6 +174,7 @@ class Job:
         self.reason = ""
         self.data: object = None
         self.durable: Durable | None = None
+        self.ruling: Ruling | None = None
         self.epoch = 1
         self.last_fire_ns = 0
         self.gap_told = False  # since its source failed

@@ -28,6 +28,7 @@ from aemd.core.accounts import Charge
 from aemd.core.errors import AemError, Code
 from aemd.core.history import Resumed
 from aemd.core.limits import Limits
+from aemd.core.policy import Ruling
 from aemd.core.principal import Principal
 from aemd.core.right import Act
 from aemd.sources.reactor import Reactor
@@ -108,7 +109,7 @@ class Job(Protocol):
     """A job, as far as a module may know it: `core.job.Job` is one.
 
     `data` is the module's own slot. `values` are the parsed parameters, defaults filled in; a parameter
-    without value and default is absent.
+    without value and default is absent. `ruling` is what policy said to its registration, for Host.right.
     """
 
     id: int
@@ -116,6 +117,7 @@ class Job(Protocol):
     values: Mapping[str, object]
     label: str
     data: object
+    ruling: Ruling | None
 
     @property
     def resumed(self) -> Resumed | None:
@@ -130,8 +132,10 @@ class Host(Protocol):
     reactor: Reactor
     limits: Limits
 
-    def right(self, principal: Principal, act: Act) -> None:
-        """Return if allowed, else raise AemError."""
+    def right(self, principal: Principal, act: Act, ruling: Ruling | None = None) -> None:
+        """Return if allowed, else raise AemError. `ruling` is that of the job for which it is done; without
+        it the principal has its own rights and no more.
+        """
 
     def charge(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
         """Reserve so many descriptors before they are opened, and `sources`, live kernel objects that feed
@@ -194,6 +198,11 @@ class Module(Protocol):
 
     description: Description
 
+    def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:
+        """What a job of `principal` with these values would do that right() has a say in. Nothing is
+        acquired. AemError where open() would raise it for want of what the values name.
+        """
+
     def open(self, job: Job) -> None:
         """Check job.values, acquire what is needed, set job.data. The job stays inert."""
 
@@ -234,6 +243,10 @@ class Basic:
     """What a module need not write itself: no operations, no pausing, nothing to wait for or to clean up."""
 
     description: Description
+
+    def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:  # noqa: ARG002
+        """Nothing that needs a right."""
+        return ()
 
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:  # noqa: ARG002
         """Refuse: the module describes no operations."""

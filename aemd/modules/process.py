@@ -16,14 +16,14 @@ a reaped process can no longer be asked; the job fires when it is started again.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from aemd.core.errors import AemError, Code
 from aemd.core.principal import Owner, Principal
-from aemd.core.right import Act
+from aemd.core.right import Act, right
 from aemd.modules.contract import Basic, Delivery, Description, Host, Job, Kind, Parameter, encode
-from aemd.sources.pidfd import Ending, Facts, ProcessExit, gone
+from aemd.sources.pidfd import Ending, Facts, ProcessExit, gone, look
 from aemd.sources.pidnamespace import daemons_pid
 from aemd.v1 import event_pb2, process_pb2
 
@@ -87,6 +87,15 @@ class Process(Basic):
         self._host = host
         self._watched: dict[tuple[Owner, int], _Watched] = {}
 
+    def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:
+        """Watching the process, as it is now."""
+        known_as, start_time = values["pid"], values.get("start_time")
+        assert isinstance(known_as, int)
+        facts = look(daemons_pid(principal, known_as), known_as)
+        if start_time not in (None, facts.start_time_ticks):
+            raise gone(known_as)
+        return (_watching(principal, facts),)
+
     def open(self, job: Job) -> None:
         """Find the process. NOT_FOUND, PROCESS_GONE: it is not there, or not for the caller."""
         known_as, start_time = job.values["pid"], job.values.get("start_time")
@@ -97,7 +106,7 @@ class Process(Basic):
             watched = self._watch(job, pid, known_as)
         try:
             facts = watched.source.identify()
-            self._check_right(job.owner, facts)
+            self._check_right(job, facts)
             if start_time not in (None, facts.start_time_ticks) or daemons_pid(job.owner, known_as) != pid:
                 raise gone(known_as)
         except BaseException:
@@ -178,14 +187,10 @@ class Process(Basic):
         if self._watched.get(key) is watched:  # else the number has been given to another process
             del self._watched[key]
 
-    def _check_right(self, principal: Principal, facts: Facts) -> None:
-        """gone() unless the process is the caller's, or the caller is the administrator."""
-        others = [uid for uid in facts.uids if uid != principal.uid]
-        uid = others[0] if others else principal.uid
-        # Who gave its number has found it in his own pid namespace, or is in the daemon's, which sees all.
-        owner = Owner(uid, facts.user_namespace, principal.owner.pid_namespace)
+    def _check_right(self, job: Job, facts: Facts) -> None:
+        """gone() unless the process is the caller's, or he may watch those of others."""
         try:
-            self._host.right(principal, Act(what=f"watch process {facts.pid}", owner=owner, hidden=True))
+            self._host.right(job.owner, _watching(job.owner, facts), job.ruling)
         except AemError as error:
             if error.code is Code.NOT_FOUND:
                 raise gone(facts.pid) from None
@@ -203,23 +208,11 @@ class Process(Basic):
         watched.told.update(job.id for job in jobs)
         encoded: dict[bool, bytes] = {}
         for job in jobs:
-            known = self._may_know(job.owner, ending)
+            known = _may_know(job, ending)
             if known not in encoded:
                 encoded[known] = _event(watched, ending if known else _withheld(ending))
             self._host.fire(job, encoded[known])
             self._host.exhaust(job, "the process has ended")
-
-    def _may_know(self, principal: Principal, ending: Ending) -> bool:
-        """Whether the process was still the caller's when it ended. Not known where it was reaped at once:
-        then the status, if there is one, is what the kernel tells everybody (sources/pidfd.py).
-        """
-        if ending.facts is None:
-            return True
-        try:
-            self._check_right(principal, ending.facts)
-        except AemError:
-            return False
-        return True
 
 
 def _withheld(ending: Ending) -> Ending:
@@ -238,6 +231,29 @@ def _event(watched: _Watched, ending: Ending) -> bytes:
             process=payload(watched.source.facts, ending),
         )
     )
+
+
+def _may_know(job: Job, ending: Ending) -> bool:
+    """Whether the process was still the caller's when it ended. Not known where it was reaped at once: then
+    the status, if there is one, is what the kernel tells everybody (sources/pidfd.py).
+
+    Nobody has asked for anything now, so a refusal is nobody's attempt, and the Host is not asked.
+    """
+    if ending.facts is None:
+        return True
+    try:
+        right(job.owner, _watching(job.owner, ending.facts), job.ruling)
+    except AemError:
+        return False
+    return True
+
+
+def _watching(principal: Principal, facts: Facts) -> Act:
+    others = [uid for uid in facts.uids if uid != principal.uid]
+    uid = others[0] if others else principal.uid
+    # Who gave its number has found it in his own pid namespace, or is in the daemon's, which sees all.
+    owner = Owner(uid, facts.user_namespace, principal.owner.pid_namespace)
+    return Act(what=f"watch process {facts.pid}", owner=owner, of="process", hidden=True)
 
 
 def payload(facts: Facts, ending: Ending) -> process_pb2.ProcessEvent:

@@ -11,10 +11,11 @@ each length of payload. A test holds the result against protobuf's, byte for byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aemd.core.accounts import Charge
 from aemd.core.errors import exhausted, invalid
+from aemd.core.policy import Ruling
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act
 from aemd.modules.contract import Basic, Delivery, Description, Host, Job, Kind, Parameter
@@ -93,9 +94,16 @@ class User(Basic):
         self._tail = b""
 
     def raise_events(
-        self, principal: Principal, channel: str, payloads: Sequence[bytes], uid: int | None = None
+        self,
+        principal: Principal,
+        channel: str,
+        payloads: Sequence[bytes],
+        uid: int | None = None,
+        *,
+        ruling: Ruling | None = None,
     ) -> int:
         """Fire an event for each payload at every armed job of the channel; returns how many jobs that is.
+        `ruling` is what policy says to it.
 
         INVALID_ARGUMENT for a bad channel name, no payload, too many, or one over limits.payload_bytes;
         PERMISSION_DENIED for another's channel; RESOURCE_EXHAUSTED for too many at once for so many
@@ -105,7 +113,7 @@ class User(Basic):
         found = self._channels.get((owner, channel))
         if found is None:
             _check_name("channel", channel)
-        self._host.right(principal, _raising(owner, channel) if found is None else found.act)
+        self._host.right(principal, _raising(owner, channel) if found is None else found.act, ruling)
         self._check_payloads(payloads)
         if found is None or not found.armed:
             return 0
@@ -121,6 +129,12 @@ class User(Basic):
                 self._host.fire_many(job, events)
         return len(jobs)
 
+    def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:
+        """Listening to the channel."""
+        uid = values.get("uid")
+        assert uid is None or isinstance(uid, int)
+        return (_listening(_owner(principal, uid), str(values["channel"])),)
+
     def open(self, job: Job) -> None:
         """Find or make the channel."""
         name, uid = job.values["channel"], job.values.get("uid")
@@ -128,7 +142,7 @@ class User(Basic):
         assert uid is None or isinstance(uid, int)
         _check_name("params.channel", name)
         owner = _owner(job.owner, uid)
-        self._host.right(job.owner, Act(what=f"listen to channel {name}", owner=owner))
+        self._host.right(job.owner, _listening(owner, name), job.ruling)
         channel = self._channels.get((owner, name))
         if channel is None:
             channel = _Channel(owner, name, self._host.hold(job, "channels"))
@@ -233,7 +247,11 @@ def _owner(principal: Principal, uid: int | None) -> Owner:
 
 
 def _raising(owner: Owner, channel: str) -> Act:
-    return Act(what=f"raise on channel {channel} of uid {owner.uid}", owner=owner)
+    return Act(what=f"raise on channel {channel} of uid {owner.uid}", owner=owner, of="channel")
+
+
+def _listening(owner: Owner, channel: str) -> Act:
+    return Act(what=f"listen to channel {channel} of uid {owner.uid}", owner=owner, of="channel")
 
 
 def _channel(job: Job) -> _Channel:

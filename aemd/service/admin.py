@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from aemd import __version__
 from aemd.core.principal import Principal
+from aemd.core.right import Act
+from aemd.service.explain import Explainer
 from aemd.service.facts import descriptors_open, resident_bytes
 from aemd.service.measurements import Measurements
 from aemd.service.unary import Method, method, page_number, page_size, page_token, resource_number
@@ -26,6 +28,7 @@ class AdminService:
         self._daemon = daemon
         self._engine = daemon.engine
         self._measurements = Measurements(daemon)
+        self._explainer = Explainer(daemon.conductor)
 
     def methods(self) -> Mapping[str, Method]:
         """Its methods by path."""
@@ -36,6 +39,8 @@ class AdminService:
             service + "EndSession": method(admin_pb2.EndSessionRequest, self._end),
             service + "ListQuotas": method(admin_pb2.ListQuotasRequest, self._quotas),
             service + "GetMetrics": method(admin_pb2.GetMetricsRequest, self._metrics),
+            service + "ExplainPolicy": method(admin_pb2.ExplainPolicyRequest, self._explainer.explain),
+            service + "ReloadConfiguration": method(admin_pb2.ReloadConfigurationRequest, self._reload),
         }
 
     def _status(self, principal: Principal, _request: admin_pb2.GetStatusRequest) -> admin_pb2.DaemonStatus:
@@ -65,6 +70,7 @@ class AdminService:
             status.fronts_replaced = daemon.peers.fronts_replaced
             status.resident_bytes = resident_bytes()
             status.wakeups = daemon.loop.wakeups
+            status.configuration.CopyFrom(daemon.reload.view())
         return status
 
     def _list(
@@ -76,6 +82,8 @@ class AdminService:
             (session for session in self._engine.sessions_of(principal) if session.id > after),
             key=lambda session: session.id,
         )
+        for owner in {session.principal.owner for session in sessions[:size]}:
+            self._daemon.authority.audit.looked(principal, "ListSessions", owner)
         response = admin_pb2.ListSessionsResponse(
             sessions=[session_view(session, principal) for session in sessions[:size]]
         )
@@ -104,6 +112,7 @@ class AdminService:
     ) -> admin_pb2.EndSessionResponse:
         session = self._engine.find_session(principal, resource_number("sessions", request.name))
         jobs = session.stats.jobs
+        self._daemon.authority.audit.looked(principal, "EndSession", session.principal.owner)
         self._daemon.conductor.end_session(session, f"ended by uid {principal.uid}")
         return admin_pb2.EndSessionResponse(jobs=jobs)
 
@@ -111,3 +120,11 @@ class AdminService:
         self, principal: Principal, request: admin_pb2.GetMetricsRequest
     ) -> admin_pb2.GetMetricsResponse:
         return self._measurements.collect(principal, request.jobs)
+
+    def _reload(
+        self, principal: Principal, _request: admin_pb2.ReloadConfigurationRequest
+    ) -> admin_pb2.ReloadConfigurationResponse:
+        daemon = self._daemon
+        daemon.authority.right(principal, Act("reload the configuration", privileged=True))
+        ended = daemon.reload.reload()
+        return admin_pb2.ReloadConfigurationResponse(configuration=daemon.reload.view(), jobs_ended=ended)

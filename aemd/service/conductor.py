@@ -17,12 +17,15 @@ from aemd.core.errors import AemError, Code, invalid, not_found
 from aemd.core.job import Job, JobState
 from aemd.core.limits import Limits
 from aemd.core.now import Now
+from aemd.core.policy import Policy, Ruling
 from aemd.core.principal import Principal
+from aemd.core.right import right
 from aemd.core.session import Session
 from aemd.core.traits import Traits
 from aemd.modules.contract import Delivery, Module
 from aemd.modules.params import parse_values
 from aemd.service import errors, log
+from aemd.service.authority import MODULE_USER, Authority
 from aemd.service.descriptors import Descriptors
 from aemd.service.registry import Registry
 from aemd.service.views import packed_params
@@ -36,7 +39,13 @@ class Raiser(Protocol):
     """A module whose events are raised by clients: module `user`."""
 
     def raise_events(
-        self, principal: Principal, channel: str, payloads: Sequence[bytes], uid: int | None
+        self,
+        principal: Principal,
+        channel: str,
+        payloads: Sequence[bytes],
+        uid: int | None,
+        *,
+        ruling: Ruling | None,
     ) -> int:
         """Fire an event for each payload on a channel of `uid`, by default the principal's own."""
 
@@ -52,12 +61,14 @@ class Conductor:
         limits: Limits,
         descriptors: Descriptors,
         registry: Registry,
+        authority: Authority,
     ) -> None:
         self.engine = engine
         self.reactor = reactor
         self.limits = limits
         self.descriptors = descriptors
         self.registry = registry
+        self.authority = authority
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
         self._shared: dict[tuple[Traits, bytes], tuple[bytes, Mapping[str, object]]] = {}
@@ -71,11 +82,18 @@ class Conductor:
 
     # Requests.
 
+    def find_job(self, principal: Principal, job_id: int, doing: str) -> Job:
+        """A job that `principal` may see; AemError NOT_FOUND. `doing` is what the audit says of it."""
+        job = self.engine.find_job(principal, job_id)
+        self.authority.audit.looked(principal, doing, job.owner.owner)
+        return job
+
     def register(self, session: Session, request: session_pb2.Register) -> Job:
         """Make a job that is really valid, and start it if asked; AemError leaves nothing behind."""
         module = self.registry.get(request.module)
         known = self._traits_of(module)
         params, values = self._values(known, module, request.params)
+        ruling = self.authority.rule(session.principal, module.description, values)
         job = self.engine.register(
             session,
             module=known,
@@ -86,6 +104,7 @@ class Conductor:
             credit=(request.credit.events, request.credit.bytes) if request.HasField("credit") else None,
             now=self.now(),
         )
+        job.ruling = ruling
         try:
             module.open(job)
         except Exception as error:
@@ -174,8 +193,13 @@ class Conductor:
         self, principal: Principal, channel: str, payloads: Sequence[bytes], uid: int | None
     ) -> None:
         """Raise user events; NOT_FOUND where there is no module that takes them."""
-        module = cast(Raiser, self.registry.get("user"))
-        module.raise_events(principal, channel, payloads, uid)
+        module = self.registry.get(MODULE_USER)
+        ruling = None
+        if self.authority.rules_on_raise:
+            values = {"channel": channel} if uid is None else {"channel": channel, "uid": uid}
+            doing = f"raise on channel {channel[:64]}"
+            ruling = self.authority.rule(principal, module.description, values, doing=doing)
+        cast(Raiser, module).raise_events(principal, channel, payloads, uid, ruling=ruling)
 
     # Sync.
 
@@ -217,7 +241,11 @@ class Conductor:
         if job.state is JobState.GONE:
             return {}
         try:
-            return _module(job).details(job)
+            details = _module(job).details(job)
+            if job.ruling is not None:  # what is not in the events is not shown here either
+                for field in job.ruling.rule.redactions:
+                    details.pop(field, None)
+            return details
         except Exception:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return {}
@@ -230,6 +258,58 @@ class Conductor:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return False
 
+    # Policy.
+
+    def change_policy(self, policy: Policy) -> int:
+        """Rule by another policy from now on; returns how many jobs it does not allow and are shut down."""
+        before = self.authority.policy
+        self.authority.install(policy)
+        ended = 0
+        for module in self.registry:
+            name = module.description.name
+            if before.about(name) or policy.about(name):
+                ended += self._rule_anew(module)
+        self.settle()
+        return ended
+
+    def _rule_anew(self, module: Module) -> int:
+        ended = 0
+        ruled: dict[tuple[int, int], tuple[Ruling | None, str]] = {}  # equal jobs share owner and values
+        for job in self.engine.jobs_of_module(module.description.name):
+            key = (id(job.owner), id(job.values))
+            found = ruled.get(key)
+            if found is None or job.ruling is not None:
+                found = ruled[key] = self._ruled(module, job)
+            ruling, refusal = found
+            if refusal:
+                self.engine.shutdown(job, reason=refusal, deadline_ns=0, now=self.now())
+                ended += 1
+            else:
+                job.ruling = ruling
+        return ended
+
+    def _ruled(self, module: Module, job: Job) -> tuple[Ruling | None, str]:
+        """What policy says to a job now, and why it has to end if it has."""
+        try:
+            rule, ruling = self.authority.rule_anew(job.owner, module.description, job.values)
+        except AemError as error:
+            return None, f"policy: {error.message}"
+        if not rule.allow:
+            return None, f"policy: rule {rule.name}"
+        had = job.ruling.rule.grants if job.ruling is not None else frozenset()
+        if had <= rule.grants:
+            return ruling, ""
+        try:
+            acts = module.acts(job.owner, job.values)
+        except Exception:  # what it was registered for has gone meanwhile, and its source tells
+            return ruling, ""
+        try:
+            for act in acts:
+                right(job.owner, act, ruling)
+        except AemError:
+            return None, f"policy: rule {rule.name} does not grant {', '.join(sorted(had - rule.grants))}"
+        return ruling, ""
+
     # Modules.
 
     def load_module(self, name: str) -> Module:
@@ -237,6 +317,7 @@ class Conductor:
         fresh = self.registry.build(name)
         self._end_jobs(name, f"module {name} was loaded anew")
         self.registry.install(fresh)
+        self.authority.forget(name)
         return fresh.module
 
     def unload_module(self, name: str) -> int:
@@ -245,6 +326,7 @@ class Conductor:
         count = self._end_jobs(name, f"module {name} was unloaded")
         self.registry.unload(name)
         self._traits.pop(name, None)
+        self.authority.forget(name)
         return count
 
     def _end_jobs(self, name: str, reason: str) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 SYSTEM_SOCKET = "/run/aemd/aemd.sock"
 SYSTEM_STATE = "/var/lib/aemd"
+SYSTEM_CONFIG = "/etc/aemd"
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) is 108 bytes, the last of them NUL
 
 
@@ -22,12 +23,20 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the command line decides."""
+    """What the command line decides. `config_dir` is empty where no files are read, `log_level` where it is
+    left to them.
+    """
 
     socket: str
     state_dir: str
     user: bool = False
-    log_level: str = "info"
+    log_level: str = ""
+    config_dir: str = ""
+
+    @property
+    def uid(self) -> int:
+        """The daemon's user."""
+        return os.geteuid()
 
 
 def default_socket(*, user: bool, environment: Mapping[str, str], uid: int) -> str:
@@ -53,6 +62,16 @@ def default_state_dir(*, user: bool, environment: Mapping[str, str]) -> str:
             raise ConfigError("neither XDG_STATE_HOME nor HOME is set; name a directory with --state-dir DIR")
         state = f"{home}/.local/state"
     return f"{state}/aemd"
+
+
+def default_config_dir(*, user: bool, environment: Mapping[str, str]) -> str:
+    """Where a daemon's configuration is; empty where a user has no home."""
+    if not user:
+        return SYSTEM_CONFIG
+    home = environment.get("XDG_CONFIG_HOME") or (
+        environment.get("HOME") and f"{environment['HOME']}/.config"
+    )
+    return f"{home}/aemd" if home else ""
 
 
 def prepare(config: Config) -> None:

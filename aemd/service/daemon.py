@@ -19,6 +19,7 @@ from functools import partial
 from aemd import __version__
 from aemd.core.accounts import Accounts
 from aemd.core.engine import Engine
+from aemd.core.errors import AemError
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.pool import Pool
@@ -30,9 +31,13 @@ from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.service import log
 from aemd.service.admin import AdminService
+from aemd.service.audit import Audit
+from aemd.service.authority import Authority
 from aemd.service.conductor import Conductor
 from aemd.service.config import Config
+from aemd.service.configuration import interpret
 from aemd.service.descriptors import Descriptors, raise_limit
+from aemd.service.files import ConfigurationError
 from aemd.service.host import ModuleHost
 from aemd.service.intake import Intake
 from aemd.service.jobs import JobService
@@ -40,6 +45,7 @@ from aemd.service.modules import ModuleService
 from aemd.service.notify import Notifier, take_descriptors, take_notifier
 from aemd.service.pace import Shares
 from aemd.service.registry import Registry
+from aemd.service.reload import Reload, read_sources, told
 from aemd.service.sessions import Sessions
 from aemd.service.unary import UnaryCall, Unimplemented
 from aemd.service.watchdog import Watchdog
@@ -79,8 +85,9 @@ class Daemon:
         self.start_time_ns = time.time_ns()
         self.draining = False
         self.loop = Loop(on_fault=_fault)
+        self.authority = Authority(Audit(self.loop.mono_ns))
         self.accounts = Accounts(
-            quotas,
+            quotas or self.authority,
             queue_pool=Pool(lambda: self.limits.queue_pool_bytes, key="limits.queue_pool_bytes"),
             fault=_account_fault,
         )
@@ -94,7 +101,11 @@ class Daemon:
             accounts=self.accounts,
         )
         self.host = ModuleHost(
-            reactor=self.loop, limits=limits, engine=self.engine, descriptors=self.descriptors
+            reactor=self.loop,
+            limits=limits,
+            engine=self.engine,
+            descriptors=self.descriptors,
+            authority=self.authority,
         )
         self.registry = Registry(self.host)
         self.conductor = Conductor(
@@ -103,7 +114,9 @@ class Daemon:
             limits=limits,
             descriptors=self.descriptors,
             registry=self.registry,
+            authority=self.authority,
         )
+        self.reload = Reload(config, limits, self.conductor)
         self.loop.after_wake(self._begin_turn)
         self.loop.before_sleep(self._end_turn)  # before the link's hook, which flushes what this one sends
         self.peers = Peers(
@@ -136,6 +149,10 @@ class Daemon:
         """Load the modules; from here on the loop may turn."""
         self._begin_turn()
         self.registry.load_all()
+        try:
+            self.reload.begin()
+        except ConfigurationError as error:
+            raise StartError(told(error)) from None
 
     def run(self) -> None:
         """Serve until a signal, and end in order."""
@@ -245,7 +262,10 @@ class Daemon:
 
     def _hang_up(self, _number: int) -> None:
         self.notifier.reloading(self.loop.mono_ns())
-        log.get().info("ignored, there is no configuration to read again", **{log.SIGNAL: "SIGHUP"})
+        try:
+            self.reload.reload()
+        except AemError:
+            pass  # it is logged, and stands in the status
         self.notifier.ready()
 
     def end(self) -> None:
@@ -253,6 +273,7 @@ class Daemon:
         self.sessions.end_all()
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
+        self.authority.audit.close()
         self.registry.close()
         self.watchdog.close()
         self.peers.close()
@@ -261,10 +282,15 @@ class Daemon:
 
 def serve(config: Config) -> None:
     """Run a daemon until it is told to end; StartError if it cannot."""
-    log.configure(config.log_level)
+    log.configure(config.log_level or log.LEVEL_DEFAULT)
+    try:
+        configuration = interpret(read_sources(config))
+    except ConfigurationError as error:
+        raise StartError(told(error)) from None
+    log.configure(config.log_level or configuration.log_level or log.LEVEL_DEFAULT)
     faulthandler.enable()  # what it did when the watchdog's SIGABRT came
     notifier = take_notifier(os.environ)
-    Daemon(config, Limits(), notifier=notifier, given=_take_listener()).run()
+    Daemon(config, configuration.limits, notifier=notifier, given=_take_listener()).run()
 
 
 def _take_listener() -> socket.socket | None:

@@ -27,6 +27,7 @@ _METHODS = (
     "busy",
     "details",
     "shutdown",
+    "acts",
 )
 
 

@@ -14,8 +14,8 @@ from aemd.core.engine import Engine
 from aemd.core.job import Job as CoreJob
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
-from aemd.core.right import Act, right
 from aemd.modules.contract import Job
+from aemd.service.authority import Authority
 from aemd.service.descriptors import Descriptors
 from aemd.sources.reactor import Reactor
 from aemd.v1 import session_pb2
@@ -24,15 +24,20 @@ from aemd.v1 import session_pb2
 class ModuleHost:
     """The Host of every module."""
 
-    def __init__(self, *, reactor: Reactor, limits: Limits, engine: Engine, descriptors: Descriptors) -> None:
+    def __init__(
+        self,
+        *,
+        reactor: Reactor,
+        limits: Limits,
+        engine: Engine,
+        descriptors: Descriptors,
+        authority: Authority,
+    ) -> None:
         self.reactor = reactor
         self.limits = limits
+        self.right = authority.right
         self._engine = engine
         self._descriptors = descriptors
-
-    def right(self, principal: Principal, act: Act) -> None:
-        """Return if allowed, else raise AemError."""
-        right(principal, act)
 
     def charge(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
         """Reserve descriptors before they are opened, and kernel objects before they are made."""
@@ -48,10 +53,16 @@ class ModuleHost:
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
         """A stimulus hit `job`."""
+        ruling = job.ruling
+        if ruling is not None and ruling.redact is not None:
+            event = ruling.redact(event)
         self._engine.fire(cast(CoreJob, job), event, key=key, count=count)
 
     def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
         """Stimuli hit `job`, one after the other."""
+        ruling = job.ruling
+        if ruling is not None and ruling.redact is not None:
+            events = [ruling.redact(event) for event in events]
         self._engine.fire_many(cast(CoreJob, job), events, key=key)
 
     def spare(self, job: Job) -> int:

@@ -21,17 +21,27 @@ import structlog
 
 # The names of fields; one fact has one name, whoever logs it.
 ERROR = "error"
+GRANT = "grant"
 JOB = "job"
+JOBS = "jobs"
+LEFT_OUT = "left_out"
+LIMITS = "limits"
 METHOD = "method"
 MODULE = "module"
 PID = "pid"
+PROBLEMS = "problems"
 REASON = "reason"
+REPEATED = "repeated"
+RULE = "rule"
+RULES = "rules"
 SESSION = "session"
 SIGNAL = "signal"
 SOCKET = "socket"
 UID = "uid"
 VERSION = "version"
+WHAT = "what"
 
+LEVEL_DEFAULT = "info"
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _JOURNAL_PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 PIECE_BYTES = 4_096  # PIPE_BUF: poll(2) reports a pipe writable when so much fits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aemd.core.principal import Principal
-from aemd.core.right import Act, right
+from aemd.core.right import Act
 from aemd.modules.contract import Module
 from aemd.service.conductor import Conductor
 from aemd.service.unary import Method, method, page_size, page_start, page_token, resource_id
@@ -49,14 +49,14 @@ class ModuleService:
 
     def _load(self, principal: Principal, request: module_pb2.LoadModuleRequest) -> module_pb2.Module:
         name = resource_id("modules", request.name)
-        right(principal, Act(f"load module {name}", privileged=True))
+        self._conductor.authority.right(principal, Act(f"load module {name}", privileged=True))
         return self._view(principal, self._conductor.load_module(name))
 
     def _unload(
         self, principal: Principal, request: module_pb2.UnloadModuleRequest
     ) -> module_pb2.UnloadModuleResponse:
         name = resource_id("modules", request.name)
-        right(principal, Act(f"unload module {name}", privileged=True))
+        self._conductor.authority.right(principal, Act(f"unload module {name}", privileged=True))
         return module_pb2.UnloadModuleResponse(jobs=self._conductor.unload_module(name))
 
     def _view(self, principal: Principal, module: Module) -> module_pb2.Module:

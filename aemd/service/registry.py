@@ -21,6 +21,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -29,7 +30,7 @@ from types import ModuleType
 import structlog
 
 from aemd.core.errors import AemError, Code
-from aemd.modules.contract import Delivery, Host, Module
+from aemd.modules.contract import Delivery, Description, Host, Module
 from aemd.service.described import check_module
 from aemd.v1 import module_pb2
 
@@ -189,6 +190,19 @@ class Registry:
             old.module.shutdown()
         except Exception:  # its bug must not keep what comes after it from being done
             self._log.error("module did not shut down", module=old.name, exc_info=True)
+
+
+def installed_descriptions() -> dict[str, Description]:
+    """What the installed modules say of themselves, by name, without a daemon that loads them. One whose
+    description is not to be had without is left out.
+    """
+    found = {}
+    for entry in entry_points(group=GROUP):
+        with suppress(Exception):  # it is somebody else's, and anything can be wrong with it
+            description = getattr(entry.load(), "description", None)
+            if isinstance(description, Description):
+                found[entry.name] = description
+    return found
 
 
 def _own_prefix(entry: EntryPoint) -> str:

@@ -66,7 +66,7 @@ class Requests:
         self._engine.announce(job, answer.SerializeToString())
 
     def _bind(self, session: Session, body: session_pb2.Bind) -> None:
-        job = self._job(session, body.job)
+        job = self._job(session, body.job, "Bind")
         raise AemError(
             Code.FAILED_PRECONDITION,
             "NOT_DURABLE",
@@ -78,17 +78,17 @@ class Requests:
         self._conductor.settle()
 
     def _start(self, session: Session, body: session_pb2.Start) -> None:
-        self._conductor.start(self._job(session, body.job))
+        self._conductor.start(self._job(session, body.job, "Start"))
 
     def _stop(self, session: Session, body: session_pb2.Stop) -> None:
-        self._conductor.stop(self._job(session, body.job))
+        self._conductor.stop(self._job(session, body.job, "Stop"))
 
     def _shutdown(self, session: Session, body: session_pb2.Shutdown) -> None:
-        job = self._job(session, body.job)
+        job = self._job(session, body.job, "Shutdown")
         self._conductor.shutdown(job, by=session.principal, deadline_ns=body.deadline_ns)
 
     def _set_priority(self, session: Session, body: session_pb2.SetPriority) -> None:
-        self._conductor.set_priority(self._job(session, body.job), body.priority)
+        self._conductor.set_priority(self._job(session, body.job, "SetPriority"), body.priority)
 
     def _grant(self, session: Session, body: session_pb2.Grant) -> None:
         self._engine.grant(session, body.binding, body.credit.events, body.credit.bytes)
@@ -126,7 +126,7 @@ class Requests:
         )
 
     def _op(self, session: Session, body: session_pb2.Op) -> None:
-        job = self._own_job(session, body.job)
+        job = self._own_job(session, body.job, "Op")
         self._conductor.operate(job, body.key, body.operation.name, body.operation.data)
 
     def _raise(self, session: Session, body: session_pb2.Raise) -> None:
@@ -136,7 +136,7 @@ class Requests:
     def _sync(self, session: Session, request_id: int, body: session_pb2.Sync) -> None:
         self._check_syncs(session)
         if body.jobs:
-            jobs = [self._own_job(session, job_id) for job_id in dict.fromkeys(body.jobs)]
+            jobs = [self._own_job(session, job_id, "Sync") for job_id in dict.fromkeys(body.jobs)]
         else:
             jobs = [binding.job for binding in session.bindings.values()]
         if not jobs:
@@ -156,13 +156,13 @@ class Requests:
                 limit=most,
             )
 
-    def _job(self, session: Session, job_id: int) -> Job:
+    def _job(self, session: Session, job_id: int, doing: str) -> Job:
         """A job of the caller's, in whichever of his sessions."""
-        return self._engine.find_job(session.principal, job_id)
+        return self._conductor.find_job(session.principal, job_id, doing)
 
-    def _own_job(self, session: Session, job_id: int) -> Job:
+    def _own_job(self, session: Session, job_id: int, doing: str) -> Job:
         """A job of this session."""
-        job = self._job(session, job_id)
+        job = self._job(session, job_id, doing)
         if job.session is not session:
             raise not_found(f"job {job_id} in this session")
         return job

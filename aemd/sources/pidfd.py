@@ -115,6 +115,15 @@ def gone(pid: int) -> AemError:
     )
 
 
+def look(pid: int, known_as: int) -> Facts:
+    """Who a process is now; gone() if there is none. Takes a descriptor for a moment."""
+    fd = _pidfd_open(pid, known_as)
+    try:
+        return _identify(pid, fd, known_as)
+    finally:
+        os.close(fd)
+
+
 class ProcessExit:
     """One process, watched until it ends; `on_end` is called once, from the reactor.
 
@@ -143,23 +152,11 @@ class ProcessExit:
 
     def identify(self) -> Facts:
         """Who the process is now (it may have changed its uid); gone() if it has been reaped."""
-        stat = _read_stat(self.pid)
-        uids = _read_uids(self.pid)
-        namespace = _user_namespace(self.pid)
-        if stat is None or uids is None or self.is_reaped():
-            raise gone(self._known_as)
-        command = stat.command.decode("utf-8", "backslashreplace")
-        return Facts(self._known_as, stat.start_time_ticks, command, uids, namespace)
+        return _identify(self.pid, self._fd, self._known_as)
 
     def is_reaped(self) -> bool:
         """Whether the pid may name another process by now."""
-        try:
-            signal.pidfd_send_signal(self._fd, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return _is_reaped(self._fd)
 
     def settle(self) -> None:
         """If the process has ended, report it now, with what is known now."""
@@ -256,6 +253,26 @@ def parse_exit_info(buffer: bytes | bytearray) -> int | None:
         return None
     status: int = struct.unpack_from("=i", buffer, EXIT_CODE_OFFSET)[0]
     return status & 0xFFFF
+
+
+def _identify(pid: int, fd: int, known_as: int) -> Facts:
+    stat = _read_stat(pid)
+    uids = _read_uids(pid)
+    namespace = _user_namespace(pid)
+    if stat is None or uids is None or _is_reaped(fd):
+        raise gone(known_as)
+    command = stat.command.decode("utf-8", "backslashreplace")
+    return Facts(known_as, stat.start_time_ticks, command, uids, namespace)
+
+
+def _is_reaped(fd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(fd, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _add(reactor: Reactor, fd: int, callback: Callable[[int], None]) -> None:

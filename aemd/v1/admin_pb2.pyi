@@ -242,6 +242,8 @@ class Configuration(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ERROR_TIME_NS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    NEEDS_RESTART_FIELD_NUMBER: _builtins.int
     load_time_ns: _builtins.int
     """When it was read, CLOCK_REALTIME nanoseconds."""
     rules: _builtins.int
@@ -254,6 +256,14 @@ class Configuration(_message.Message):
     def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The files that it was read from, in the order in which they count."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is doubtful in the files and no error, FILE:LINE: KEY: what; a module that is not loaded, for example."""
+
+    @_builtins.property
+    def needs_restart(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Limits that the files change and that only a restart of the daemon does."""
+
     def __init__(
         self,
         *,
@@ -262,10 +272,12 @@ class Configuration(_message.Message):
         rules: _builtins.int = ...,
         error: _builtins.str = ...,
         error_time_ns: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        needs_restart: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "error_time_ns", b"error_time_ns", "files", b"files", "load_time_ns", b"load_time_ns", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "error_time_ns", b"error_time_ns", "files", b"files", "load_time_ns", b"load_time_ns", "needs_restart", b"needs_restart", "rules", b"rules", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

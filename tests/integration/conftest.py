@@ -51,7 +51,8 @@ class DaemonProcess:
 
     def command(self):
         state = f"{self.folder}/state"
-        return [sys.executable, "-m", "aemd", "--socket", self.path, "--state-dir", state, *self.options]
+        command = [sys.executable, "-m", "aemd", "--socket", self.path, "--state-dir", state]
+        return [*command, "--config-dir", f"{self.folder}/etc", *self.options]
 
     def start(self):
         with open(self.log_path, "ab") as log:

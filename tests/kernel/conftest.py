@@ -12,6 +12,7 @@ import pytest
 from aemd.core.errors import exhausted
 from aemd.core.history import Resumed
 from aemd.core.limits import SECOND, Limits
+from aemd.core.policy import Ruling
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act, right
 from aemd.loop.loop import Loop
@@ -42,6 +43,7 @@ class FakeJob:
     label: str = ""
     data: object = None
     resumed: Resumed | None = None
+    ruling: Ruling | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class FakeHost:
         self.jobs += 1
         return FakeJob(self.jobs, owner or principal(), values or {})
 
-    def right(self, who: Principal, act: Act) -> None:
-        right(who, act)
+    def right(self, who: Principal, act: Act, ruling: Ruling | None = None) -> None:
+        right(who, act, ruling)
 
     def charge(self, job: FakeJob, descriptors: int, *, sources: int = 0) -> None:
         used = self.charged.total()

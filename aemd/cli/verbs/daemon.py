@@ -99,8 +99,26 @@ def status_facts(row: Row, address: str) -> list[tuple[str, str]]:
             ("memory", size_text(row["resident_bytes"])),
             ("wake-ups", str(row["wakeups"])),
         ]
+    facts += _configuration_facts(row["configuration"])
     facts += caller_facts(row["caller"] or {})
     return [(name, safe(text)) for name, text in facts]
+
+
+def _configuration_facts(configuration: Row | None) -> list[tuple[str, str]]:
+    """What is in force; only the administrator is told."""
+    if not configuration:
+        return []
+    files, rules = configuration["files"], configuration["rules"]
+    read = f"{rules} rule{'s' * (rules != 1)} of {len(files)} file{'s' * (len(files) != 1)}"
+    facts = [("configuration", f"{read}, read {moment_text(configuration['load_time_ns'])}")]
+    if configuration["error"]:
+        when = moment_text(configuration["error_time_ns"])
+        facts.append(("", f"NOT RELOADED at {when}; what was in force stays:"))
+        facts += [("", line) for line in configuration["error"].splitlines()]
+    facts += [("", f"warning: {warning}") for warning in configuration["warnings"]]
+    if configuration["needs_restart"]:
+        facts.append(("", f"only after a restart: {', '.join(configuration['needs_restart'])}"))
+    return facts
 
 
 def caller_facts(caller: Row) -> list[tuple[str, str]]:

@@ -12,11 +12,12 @@ connections, `datagram.py` the rest; what the kernel does stands in `sources/soc
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from aemd.core.errors import AemError, Code, invalid
+from aemd.core.principal import Principal
 from aemd.core.right import Act
-from aemd.modules.contract import Delivery, Description, Host, Job
+from aemd.modules.contract import Address, Delivery, Description, Host, Job
 from aemd.modules.socket.datagram import Datagrams
 from aemd.modules.socket.event import Clock
 from aemd.modules.socket.listener import Listener
@@ -85,14 +86,14 @@ class Socket:
             secret=secrets.token_bytes(32),
         )
 
+    def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:  # noqa: ARG002
+        """Listening on the address."""
+        return (_act(settings(values, self._host.limits).address),)
+
     def open(self, job: Job) -> None:
         """Bind. Everything that can be wrong with an address is an error of here."""
         found = settings(job.values, self._host.limits)
-        port = found.address.port if found.address.family in ("tcp", "udp") else None
-        path = found.address.path
-        file = path if path and not path.startswith(b"\0") else None
-        act = Act(what=f"listen on {found.address}", port=port, path=file, network=file is None)
-        self._host.right(job.owner, act)
+        self._host.right(job.owner, _act(found.address), job.ruling)
         self._host.charge(job, 1, sources=1)
         bound: Bound | None = None
         try:
@@ -161,6 +162,13 @@ class Socket:
 
     def shutdown(self) -> None:
         """Nothing is left: every job gave its own back."""
+
+
+def _act(address: Address) -> Act:
+    port = address.port if address.family in ("tcp", "udp") else None
+    path = address.path
+    file = path if path and not path.startswith(b"\0") else None
+    return Act(what=f"listen on {address}", port=port, path=file, network=file is None)
 
 
 def _of(job: Job) -> Listener | Datagrams:

@@ -5,7 +5,7 @@ They go over a connection of their own, so that no list waits behind events.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ import grpc.aio
 
 from aem import _channel, _unary
 from aem.errors import from_rpc
+from aem.options import Param
 from aem.v1 import admin_pb2, job_pb2, module_pb2
 
 CALL_SECONDS = 30.0
@@ -142,3 +143,23 @@ class AsyncCalls:
         return (
             await self._call(_unary.END_SESSION, admin_pb2.EndSessionRequest(name=f"sessions/{session_id}"))
         ).jobs
+
+    async def explain_policy(
+        self,
+        module: str,
+        params: Mapping[str, Param] | None = None,
+        *,
+        uid: int | None = None,
+        gid: int | None = None,
+        unit: str = "",
+        cgroup: str = "",
+    ) -> admin_pb2.ExplainPolicyResponse:
+        """Whether a job with these parameters may be registered, and why: for the caller, as administrator
+        for anybody.
+        """
+        request = _unary.explain_request(module, params or {}, uid=uid, gid=gid, unit=unit, cgroup=cgroup)
+        return await self._call(_unary.EXPLAIN_POLICY, request)
+
+    async def reload_configuration(self) -> admin_pb2.ReloadConfigurationResponse:
+        """Have the daemon read its configuration again. Administrator only."""
+        return await self._call(_unary.RELOAD_CONFIGURATION, admin_pb2.ReloadConfigurationRequest())

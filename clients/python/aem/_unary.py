@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from aem.options import Param, values_of
 from aem.v1 import admin_pb2, job_pb2, module_pb2
 
 Request = TypeVar("Request", bound=Message)
@@ -33,6 +35,14 @@ LIST_SESSIONS = Method(
 END_SESSION = Method(f"{_ADMIN}/EndSession", admin_pb2.EndSessionRequest, admin_pb2.EndSessionResponse)
 LIST_QUOTAS = Method(f"{_ADMIN}/ListQuotas", admin_pb2.ListQuotasRequest, admin_pb2.ListQuotasResponse)
 GET_METRICS = Method(f"{_ADMIN}/GetMetrics", admin_pb2.GetMetricsRequest, admin_pb2.GetMetricsResponse)
+EXPLAIN_POLICY = Method(
+    f"{_ADMIN}/ExplainPolicy", admin_pb2.ExplainPolicyRequest, admin_pb2.ExplainPolicyResponse
+)
+RELOAD_CONFIGURATION = Method(
+    f"{_ADMIN}/ReloadConfiguration",
+    admin_pb2.ReloadConfigurationRequest,
+    admin_pb2.ReloadConfigurationResponse,
+)
 GET_JOB = Method(f"{_JOB}/GetJob", job_pb2.GetJobRequest, job_pb2.Job)
 LIST_JOBS = Method(f"{_JOB}/ListJobs", job_pb2.ListJobsRequest, job_pb2.ListJobsResponse)
 START_JOB = Method(f"{_JOB}/StartJob", job_pb2.StartJobRequest, job_pb2.Job)
@@ -45,6 +55,26 @@ LOAD_MODULE = Method(f"{_MODULE}/LoadModule", module_pb2.LoadModuleRequest, modu
 UNLOAD_MODULE = Method(
     f"{_MODULE}/UnloadModule", module_pb2.UnloadModuleRequest, module_pb2.UnloadModuleResponse
 )
+
+
+def explain_request(
+    module: str,
+    params: Mapping[str, Param],
+    *,
+    uid: int | None,
+    gid: int | None,
+    unit: str,
+    cgroup: str,
+) -> admin_pb2.ExplainPolicyRequest:
+    """The ExplainPolicy for a module with these parameters, for oneself or for somebody."""
+    request = admin_pb2.ExplainPolicyRequest(
+        module=module, unit=unit, cgroup=cgroup, params=values_of(params)
+    )
+    if uid is not None:
+        request.uid = uid
+    if gid is not None:
+        request.gid = gid
+    return request
 
 
 def priority_request(job_id: int, priority: int) -> job_pb2.UpdateJobRequest:

@@ -6,14 +6,16 @@ import pytest
 
 from aemd.cli.ctl import cli, run
 from aemd.cli.failure import EXIT_HELP, Exit
-from aemd.cli.verb import Verb
+from aemd.cli.verb import Topic, Verb
 
 NOBODY = "unix:/nonexistent/aemd.sock"
 
 
 def test_every_verb_has_help_examples_and_a_section() -> None:
-    for name, verb in cli.commands.items():
-        assert isinstance(verb, Verb), name
+    assert all(isinstance(verb, Verb | Topic) for verb in cli.commands.values())
+    verbs = [each for section in cli.sections().values() for each in section]
+    assert {name.split()[0] for name, _ in verbs} == set(cli.commands)
+    for name, verb in verbs:
         assert verb.help, name
         assert verb.examples, name
         assert verb.section, name

@@ -1,8 +1,10 @@
-"""What right() allows to whom: the whole policy that there is."""
+"""What right() allows to whom, with and without what a rule grants."""
 
 import pytest
 
 from aemd.core.errors import AemError, Code
+from aemd.core.patterns import Patterns
+from aemd.core.policy import GRANTS, Rule, Ruling, Subject
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act, right
 
@@ -50,3 +52,49 @@ def test_hidden_refusal_looks_like_absence():
         right(USER, Act("process 1", owner=Owner(0), hidden=True))
     assert (caught.value.code, caught.value.reason) == (Code.NOT_FOUND, "NOT_FOUND")
     assert "1000" not in caught.value.message
+
+
+def ruling(*grants):
+    return Ruling(Rule("it", Subject(everyone=True), Patterns(("*",)), allow=True, grants=frozenset(grants)))
+
+
+GRANTABLE = {
+    "port": (USER, Act("bind", port=80)),
+    "network": (ELSEWHERE, Act("bind", network=True)),
+    "process": (USER, Act("watch", owner=Owner(0), of="process", hidden=True)),
+    "channel": (USER, Act("listen", owner=Owner(1001), of="channel")),
+}
+
+
+def test_there_is_a_case_for_every_grant():
+    assert set(GRANTABLE) == set(GRANTS)
+
+
+@pytest.mark.parametrize("grant", GRANTABLE)
+def test_a_grant_gives_what_it_names_and_nothing_else(grant):
+    who, act = GRANTABLE[grant]
+    assert set(right(who, act, ruling(grant))) == {grant}
+    for others in (ruling(), ruling(*set(GRANTS) - {grant})):
+        with pytest.raises(AemError):
+            right(who, act, others)
+
+
+def test_all_that_is_lacking_must_be_granted():
+    act = Act("bind", port=80, network=True)
+    assert set(right(ELSEWHERE, act, ruling("port", "network"))) == {"port", "network"}
+    for one in ("port", "network"):
+        with pytest.raises(AemError, match="rule it does not grant it"):
+            right(ELSEWHERE, act, ruling(one))
+
+
+@pytest.mark.parametrize(("who", "act"), [(who, act) for who, act in REFUSED if act.port is None])
+def test_what_has_no_grant_is_given_by_none(who, act):
+    if act.network:
+        return
+    with pytest.raises(AemError):
+        right(who, act, ruling(*GRANTS))
+
+
+def test_own_things_need_no_grant_and_use_none():
+    assert not right(USER, Act("bind", port=1024), ruling(*GRANTS))
+    assert not right(ROOT, Act("bind", port=80), ruling(*GRANTS))

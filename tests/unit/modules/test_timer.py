@@ -96,6 +96,7 @@ class FakeJob:
     label: str = ""
     data: object = None
     resumed: Resumed | None = None
+    ruling: object = None
 
 
 @dataclass

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aemd.core.accounts import Accounts, Charge
 from aemd.core.errors import AemError, Code
 from aemd.core.limits import Limits
+from aemd.core.policy import Ruling
 from aemd.core.principal import Owner, Principal
 from aemd.core.quota import DefaultQuotas, Quota
 from aemd.core.right import Act, right
@@ -43,6 +44,7 @@ class Job:
     values: dict[str, object]
     label: str = ""
     data: object = None
+    ruling: Ruling | None = None
 
 
 @dataclass
@@ -57,8 +59,8 @@ class Host:
 
     accounts: Accounts = field(default_factory=Accounts)
 
-    def right(self, principal: Principal, act: Act) -> None:
-        right(principal, act)
+    def right(self, principal: Principal, act: Act, ruling: Ruling | None = None) -> None:
+        right(principal, act, ruling)
 
     def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
         return self.accounts.charge(job.owner, resource, count)
