@@ -19,8 +19,10 @@ import pytest
 from aemd.core.limits import SECOND, Limits
 from aemd.core.quota import Quota
 from aemd.front.accountant import BUDGETS
+from aemd.front.unread import BYTES_MAX as UNREAD_BYTES_MAX
+from aemd.front.unread import CALL_BYTES as UNREAD_CALL_BYTES
 from aemd.peer.gate import BURST_NS
-from aemd.v1 import job_pb2, session_pb2
+from aemd.v1 import admin_pb2, job_pb2, session_pb2
 from tests.integration.conftest import entries
 from tests.robustness.conftest import Footprint
 
@@ -137,6 +139,14 @@ class Scene:
         self._wait_for_rest(descriptors)
         return said, self._reasons()
 
+    def calls(self, method):
+        """How many calls of a method have reached the core."""
+        metrics = self.client.call(
+            "AdminService/GetMetrics", admin_pb2.GetMetricsRequest(), admin_pb2.GetMetricsResponse
+        ).metrics
+        (calls,) = [metric for metric in metrics if metric.name == "aemd_calls"]
+        return sum(sample.value for sample in calls.samples if sample.labels[0].endswith(method))
+
     def own_descriptors(self):
         """Of the core, but for those of its fronts, which may come and go."""
         return self.footprint.descriptors()[self.daemon.pid] - 3 * self.client.status().fronts
@@ -193,8 +203,12 @@ def test_flooder_is_cut_off_at_his_budget_and_every_event_of_others_arrives(scen
 @pytest.mark.parametrize("attack", HEAVY)
 def test_flooder_who_fills_the_memory_of_a_front_has_it_replaced_and_nobody_else_notices(scene, attack):
     replaced = scene.client.status().fronts_replaced
+    calls = scene.calls("ModuleService/ListModules")
     _, reasons = scene.flood(attack, 2 * SECONDS)
     assert scene.front_bytes < FULL_FRONT_BYTES
+    if attack == "never_reads":
+        answered = scene.calls("ModuleService/ListModules") - calls
+        assert 0 < answered < 2 * UNREAD_BYTES_MAX / UNREAD_CALL_BYTES  # of thousands
     if scene.client.status().fronts_replaced > replaced:
         assert "FRONT_BYTES" in reasons
 
