@@ -26,6 +26,7 @@ from aemd.core.errors import Code
 from aemd.core.principal import Principal
 from aemd.link import Cut, Frame, Kind, LinkError
 from aemd.peer.linkend import Handovers, LinkEnd, Traffic
+from aemd.peer.principal import read_network
 from aemd.peer.processes import Process
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.sources.reactor import Reactor
@@ -81,6 +82,7 @@ class Front:
         self.number = number
         self.pid = 0  # until the zygote has forked it
         self.pidfd = -1
+        self._network = 0
         self.ready = False
         self.full = False
         self.leaving = False
@@ -108,6 +110,14 @@ class Front:
         self.pid, self.pidfd = pid, pidfd
         if not self._open:
             self._kill()
+
+    def network(self) -> int:
+        """The number of its network namespace, 0 while it has none of its own; namespaces(7). Once it has, it
+        has no right to change it.
+        """
+        if not self._network and self.pid:
+            self._network = read_network(self.pid)
+        return self._network
 
     @property
     def traffic(self) -> Traffic:

@@ -21,6 +21,7 @@ from aemd.core.limits import MS, SECOND, Limits
 from aemd.core.principal import Owner, Principal
 from aemd.peer.front import Front, FrontOwner
 from aemd.peer.linkend import Traffic
+from aemd.peer.principal import NAMESPACE_UNKNOWN
 from aemd.peer.zygote import Zygote
 from aemd.sources.reactor import Reactor, Timer
 
@@ -77,6 +78,13 @@ class Fronts:
         if timer is not None:
             timer.cancel()
         return front
+
+    def live_in(self, network: int) -> bool:
+        """Whether this network namespace, 0 for the daemon's own, is that of a front. Nobody else is in one,
+        so who connects from there is a front that was taken over, and would pass for the user that fronts run
+        as.
+        """
+        return network > NAMESPACE_UNKNOWN and any(front.network() == network for front in self)
 
     def unused(self, front: Front) -> None:
         """Its last connection is gone, or the first never came."""

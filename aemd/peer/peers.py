@@ -45,6 +45,7 @@ PROCESSES_MIN = 16  # of one user, however short descriptors are
 TOO_FAST = "CONNECTIONS_PER_SECOND"  # causes of refusal, beside those of a front, link.Cut
 TOO_MANY = "CONNECTIONS"
 UNIDENTIFIED = "UNIDENTIFIED"  # the kernel does not say who it is
+A_FRONT = "A_FRONT"  # it is one itself, so somebody has taken it over
 NO_FRONT = "NO_FRONT"  # there was one just now that never served
 FRONT_FULL = "FRONT_BYTES"
 RATE = "connections_per_second"  # the resource
@@ -322,9 +323,10 @@ class Peers:
             principal, pidfd = read_principal(sock, self._own)
         except (UnidentifiedError, OSError):
             return self._refuse(sock, uid, UNIDENTIFIED)
-        if not admitted and not principal.administrator:
+        is_front = self._fronts.live_in(principal.network_namespace)
+        if is_front or not (admitted or principal.administrator):
             os.close(pidfd)
-            return self._refuse(sock, uid, TOO_FAST)
+            return self._refuse(sock, uid, A_FRONT if is_front else TOO_FAST)
         rate = self._accounts.allowance(principal).quota.connections_per_second
         self._gate.set_rate(uid, rate)
         self._accounts.of(principal).bucket(RATE).owe(1, rate, now_ns)  # for who asks; the gate decides

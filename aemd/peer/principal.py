@@ -97,6 +97,15 @@ def read_namespaces(pid: int | str) -> Namespaces:
     return Namespaces(number("user"), number("pid"), number("mnt"), number("net"))
 
 
+def read_network(pid: int) -> int:
+    """The network namespace of a process; 0 if it is the caller's own, or cannot be read."""
+    try:
+        inode = os.stat(f"/proc/{pid}/ns/net").st_ino
+        return 0 if inode == os.stat("/proc/self/ns/net").st_ino else inode
+    except OSError:
+        return 0
+
+
 def read_proc(pid: int, name: str, bytes_max: int) -> bytes:
     """What a file of /proc/PID begins with; empty if it cannot be read. No file object: accepting is hot.
 
