@@ -18,9 +18,8 @@ table is full, so that a reserve remains for the daemon itself. Descriptors are 
 number of a new one says how full the table is. Connections that are turned away at once change nothing in
 the table, and in a flood they are nearly all; so the table is looked at again only after one that was not.
 
-A flood of such connections could keep the core busy with nothing else. So after a batch that was turned away
-nearly as a whole the listener rests for a moment: what that costs is bounded, the backlog fills up, and then
-connect(2) makes whoever floods wait, too. Others wait in the same queue, a quarter of a second at most.
+They must go fast: while the backlog is full a connect(2) that does not block, and gRPC's do not, fails with
+EAGAIN, whoever makes it. To let them wait there would cost the core less and keep everybody else out.
 """
 
 from __future__ import annotations
@@ -39,9 +38,8 @@ from collections.abc import Callable
 from aemd.core.limits import MS
 from aemd.sources.reactor import Reactor, Timer
 
-BATCH = 32  # connections accepted in one turn; with all that is read about each, 3 ms
-FLOOD_BATCH = 24  # so many of them turned away are a flood
-REST_NS = 2 * MS  # then; 16,000 a second are turned away at most, for a tenth of a processor
+BATCH = 32  # connections taken in one turn; with all that is read about each, 3 ms
+TURNED_AWAY_BATCH = 128  # beside them, 1 ms
 BACKLOG = 4_096  # cut to net.core.somaxconn
 RETRY_NS = 200 * MS
 PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
@@ -245,19 +243,17 @@ class Acceptor:
         self._reactor.remove(self._listener.fileno())
 
     def _ready(self, _events: int) -> None:
-        look, turned_away = True, 0
+        look, taken = True, 0
         try:
-            for _ in range(BATCH):
+            for _ in range(BATCH + TURNED_AWAY_BATCH):
                 if look and self._nearly_full():
                     self._lay_aside()
                     return
                 connection, _ = self._listener.accept()
                 look = self._accepted(connection) is not TURNED_AWAY
-                if not self._open:
+                taken += look
+                if not self._open or taken >= BATCH:
                     return
-                turned_away += not look
-            if turned_away >= FLOOD_BATCH:
-                self._wait(REST_NS)
         except BlockingIOError:
             return
         except OSError as error:
@@ -280,12 +276,9 @@ class Acceptor:
     def _lay_aside(self) -> None:
         self._laid_aside = True
         self.laid_aside += 1
-        self._wait(RETRY_NS)
-
-    def _wait(self, span_ns: int) -> None:
         self._reactor.modify(self._listener.fileno(), 0)
         clock = self._reactor.clock("monotonic")
-        self._retry = clock.call_at(clock.now_ns() + span_ns, lambda _now_ns: self._resume())
+        self._retry = clock.call_at(clock.now_ns() + RETRY_NS, lambda _now_ns: self._resume())
 
     def _resume(self) -> None:
         if self._retry is not None:

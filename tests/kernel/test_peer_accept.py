@@ -315,32 +315,18 @@ def turn_away(sock: socket.socket) -> object:
     return accept.TURNED_AWAY
 
 
-def test_those_who_are_turned_away_fill_no_table(refusing: Accepting) -> None:
-    socks = refusing.connect(accept.FLOOD_BATCH - 1)
+def test_those_who_are_turned_away_fill_no_table_and_their_number_in_a_turn_is_bounded(
+    refusing: Accepting,
+) -> None:
+    most = accept.BATCH + accept.TURNED_AWAY_BATCH
+    socks = refusing.connect(most + 1)
     with room_for(20):
         refusing.loop.turn(TURN_NS)
-    assert [sock.recv(1) for sock in socks] == [b""] * len(socks)
-    assert refusing.acceptor.laid_aside == 0
-    for sock in socks:
-        sock.close()
-
-
-def test_flood_of_those_who_are_turned_away_lets_the_loop_rest(
-    refusing: Accepting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accept, "REST_NS", 50_000_000)
-    socks = refusing.connect(accept.BATCH + 1)
-    refusing.loop.turn(TURN_NS)
-    last = socks[-1]
-    last.setblocking(False)
-    refusing.loop.turn(0)
-    refusing.acceptor.descriptor_freed()  # which is not what it waits for
-    refusing.loop.turn(0)
+    assert [sock.recv(1) for sock in socks[:most]] == [b""] * most
     with pytest.raises(BlockingIOError):
-        last.recv(1)
-    last.setblocking(True)
-    refusing.loop.turn(TURN_NS)  # the rest is over
+        socks[most].recv(1, socket.MSG_DONTWAIT)
     refusing.loop.turn(TURN_NS)
-    assert last.recv(1) == b""
+    assert socks[most].recv(1) == b""
+    assert refusing.acceptor.laid_aside == 0
     for sock in socks:
         sock.close()

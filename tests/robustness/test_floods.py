@@ -130,6 +130,8 @@ class Scene:
             self.front_bytes = 0
             while time.monotonic() < until:
                 self.witness.watch(time.monotonic() + 0.1)
+                with self.daemon.client() as newcomer:
+                    assert newcomer.status().pid == self.daemon.pid
                 self.front_bytes = max(self.front_bytes, self._largest_front(known))
             said = json.loads(flooder.communicate()[0])
         assert self.witness.seen[self.witness.user] > heard
