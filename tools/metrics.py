@@ -25,8 +25,9 @@ Made by `tools/metrics.py` from `aemd/service/catalogue.py`; do not edit.
 `AdminService.GetMetrics` gives them to programs. Counters have `_total` behind their names in the first two.
 They begin at 0 with the daemon and never go back, whatever has ended since.
 
-Losses have four stages, with the same names everywhere: KERNEL (the kernel's own queue overflowed), SOURCE (a
-source failed), JOB (a job's queue was full), SESSION (a stream was lost, and nothing is acknowledged).
+Losses have four stages, with the same names everywhere; labels, JSON and the SDK write them in small letters:
+KERNEL (the kernel's own queue overflowed), SOURCE (a source failed), JOB (a job's queue was full), SESSION (a
+stream was lost, and nothing is acknowledged).
 
 Latencies begin with the turn of the daemon's loop in which the kernel's event was read, which is the event's
 `mono_time_ns`. "Handed to the front" is when the core has put it on its way to the client; when it came only

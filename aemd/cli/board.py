@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 JOBS_MAX = 2_000  # that are looked at; the daemon makes them in two turns of its loop
 SECOND = 1_000_000_000
-STAGES = ("KERNEL", "SOURCE", "JOB", "SESSION")
+STAGES = ("kernel", "source", "job", "session")
 HELP = "q quit   sort: r l w x f j < >   + - interval   space pause   arrows scroll"
 
 

@@ -99,9 +99,6 @@ class Course(Reading):
         stats = binding.stats
         if stats is not None and stats.lost != stats.shown[2]:
             progress.tell(binding)
-        session = binding.session
-        if session.progress is not None:
-            session.progress.note(session, binding)
 
     def _settled_reader(self, reader: Reader) -> None:
         """As above, for one who reads a durable job."""

@@ -1,9 +1,9 @@
 """How far bindings are, told to a client that asked for it, at most so often.
 
-A binding is *stale* when it may be further than the client was last told: something fired for it or was dealt
-with. As long as a session has stale bindings there is a time at which they are told; so a job that does
-nothing costs nothing, and of one that comes to rest the last word is told. A binding with events that wait
-(for credit, say) stays stale, because they become more without anything being sent.
+A binding is *stale* when it may be further than the client was last told: its session was woken for it, as
+it is whenever something fired or was dealt with. As long as a session has stale bindings there is a time at
+which they are told; so a job that does nothing costs nothing, and of one that comes to rest the last word is
+told. A binding with events that wait (for credit, say) stays stale: they become more without a wake.
 
 What is told here is left out while the client does not read: it would only wait, and be old when it is read.
 """

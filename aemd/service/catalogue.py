@@ -2,7 +2,7 @@
 
 Names follow https://prometheus.io/docs/practices/naming/: aemd_, the thing, the unit; a counter is given
 without the _total that stands behind it in the exposition. The four stages at which events are lost have the
-names that they have everywhere: KERNEL, SOURCE, JOB, SESSION.
+names that they have everywhere: kernel, source, job, session.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class Measurements:
         samples.put("aemd_connections", peers.connections)
         samples.put("aemd_connections_accepted", peers.accepted)
         for reason, times in sorted(peers.refusals.items()):
-            samples.put("aemd_connections_refused", times, reason)
+            samples.put("aemd_connections_refused", times, _word(reason))
         samples.put("aemd_accept_stopped", peers.laid_aside)
         for name, times in sorted(daemon.calls.items()):
             samples.put("aemd_calls", times, name)
@@ -183,8 +183,13 @@ class Measurements:
 
 
 def _stage(number: int) -> str:
-    return session_pb2.Stage.Name(number).removeprefix("STAGE_")  # type: ignore[arg-type]
+    return _word(session_pb2.Stage.Name(number).removeprefix("STAGE_"))  # type: ignore[arg-type]
 
 
 def _cause(number: int) -> str:
-    return session_pb2.Cause.Name(number).removeprefix("CAUSE_")  # type: ignore[arg-type]
+    return _word(session_pb2.Cause.Name(number).removeprefix("CAUSE_"))  # type: ignore[arg-type]
+
+
+def _word(name: str) -> str:
+    """As SDK and `aemctl` write what the protocol numbers: kernel, stream-lost."""
+    return name.lower().replace("_", "-")

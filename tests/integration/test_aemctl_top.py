@@ -160,7 +160,7 @@ def test_once_is_a_table_and_json_an_object(program: aem.Client) -> None:
     assert any("ticker" in line for line in table)
     told = json.loads(ctl("top", "-o", "json", "--interval", "100ms").stdout)
     assert {one["label"] for one in told["jobs"]} >= {"ticker"}
-    assert told["totals"]["lost"] == {"KERNEL": 0, "SOURCE": 0, "JOB": 0, "SESSION": 0}
+    assert told["totals"]["lost"] == {"kernel": 0, "source": 0, "job": 0, "session": 0}
     lines = ctl("top", "-o", "jsonl", "--count", "2", "--interval", "100ms").stdout.splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"totals", "jobs"}] * 2
 

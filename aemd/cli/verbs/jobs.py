@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SECTION = "Jobs"
 STATES = ("registered", "armed", "degraded", "closing")
 JOB_ID = ResourceId("jobs")
-STAGES = ("KERNEL", "SOURCE", "JOB", "SESSION")  # where events are lost; the only names
+STAGES = ("kernel", "source", "job", "session")  # where events are lost; the only names
 
 COLUMNS = (
     Column("JOB", lambda job: job["id"], right=True),
@@ -159,7 +159,7 @@ def _counts(stats: Row, *names: str) -> str:
 
 def _losses(stats: Row) -> str:
     """How much was lost, and where, in the words of the Gaps."""
-    at = [f"{stats[f'lost_{stage.lower()}']} {stage}" for stage in STAGES if stats[f"lost_{stage.lower()}"]]
+    at = [f"{stats[f'lost_{stage}']} {stage}" for stage in STAGES if stats[f"lost_{stage}"]]
     return f"{stats['lost']}" + (f": {', '.join(at)}" if at else "")
 
 

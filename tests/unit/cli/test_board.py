@@ -109,10 +109,10 @@ def test_scrolling_stays_within_the_jobs():
 
 
 def test_losses_name_their_stages_and_new_ones_are_an_alarm():
-    lost = Counter({"KERNEL": 2, "SESSION": 1})
+    lost = Counter({"kernel": 2, "session": 1})
     made = board(sample(1), sample(2, told=Totals(lost=lost)))
     line = made.lines(100, 24)[1]
-    assert "lost 2 KERNEL, 1 SESSION" in line.text
+    assert "lost 2 kernel, 1 session" in line.text
     assert line.style == "alarm"
     made.take(sample(3, told=Totals(lost=lost)))
     assert made.lines(100, 24)[1].style == "plain"
@@ -165,12 +165,12 @@ def test_totals_are_read_from_the_metrics():
         admin_pb2.GetMetricsResponse(
             metrics=[
                 metric("aemd_job_fires", ["module"], *(admin_pb2.Sample(labels=["a"], value=2),) * 2),
-                metric("aemd_lost", ["module", "stage"], admin_pb2.Sample(labels=["a", "JOB"], value=7)),
+                metric("aemd_lost", ["module", "stage"], admin_pb2.Sample(labels=["a", "job"], value=7)),
                 metric("aemd_session_delivery_seconds", ["module"], admin_pb2.Sample(distribution=spread)),
             ]
         )
     )
     assert told.fires == 4
-    assert told.lost == {"JOB": 7}
+    assert told.lost == {"job": 7}
     assert told.delivery == {0.1: 3, float("inf"): 1}
     assert told.delivered == 0

@@ -47,6 +47,19 @@ def test_the_last_word_is_told_when_a_job_comes_to_rest_and_then_nothing_is_due(
     assert asked.engine.next_deadline_ns() is None
 
 
+def test_what_is_dealt_with_long_after_it_was_delivered_is_told_then(asked):
+    job = asked.job()
+    asked.engine.fire(job, b"1")
+    told(asked)
+    asked.wait(EVERY_MS)
+    assert told(asked) == [(1, 1, 0, 1, 0)]
+    asked.wait(60_000)
+    asked.ack(job, 1)
+    told(asked)
+    asked.wait(EVERY_MS)
+    assert told(asked) == [(1, 1, 1, 0, 0)]
+
+
 def test_a_job_that_never_fires_costs_no_deadline(asked):
     asked.job()
     told(asked)

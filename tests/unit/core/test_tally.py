@@ -176,10 +176,13 @@ def test_owners_are_told_apart_and_the_sum_over_everybody_never_goes_back():
 def test_an_owner_with_a_session_is_not_forgotten():
     tallies = Tallies()
     sheet = tallies.open(Owner(7))
+    sheet["timer"].fires += 1
+    tallies.close(Owner(7))
+    tallies.open(Owner(7))  # comes back
     tallies.open(Owner(7))
     tallies.close(Owner(7))
     for uid in range(100, 102 + IDLE_MAX):
         tallies.open(Owner(uid))
         tallies.close(Owner(uid))
     sheet["timer"].fires += 1
-    assert tallies.sum(Owner(7))["timer"].fires == 1
+    assert tallies.sum(Owner(7))["timer"].fires == 2

@@ -73,9 +73,9 @@ def test_losses_have_the_names_of_the_stages(bench, measure, prop):
         prop.host.fire(job, b"")
     prop.host.gap(job, stage=session_pb2.STAGE_KERNEL, cause=session_pb2.CAUSE_OVERFLOW, count=5)
     told = measure(MINE, jobs=10)
-    assert told["aemd_lost", "prop", "JOB", "OVERFLOW"] == 2
-    assert told["aemd_lost", "prop", "KERNEL", "OVERFLOW"] == 5
-    assert told["aemd_one_job_lost", str(job_id), "prop", "", "KERNEL"] == 5
+    assert told["aemd_lost", "prop", "job", "overflow"] == 2
+    assert told["aemd_lost", "prop", "kernel", "overflow"] == 5
+    assert told["aemd_one_job_lost", str(job_id), "prop", "", "kernel"] == 5
     assert told["aemd_one_job_lag", str(job_id), "prop", ""] == 8
     assert (told["aemd_sessions", "no"], told["aemd_session_cut",]) == (1, 1)
 
