@@ -1,7 +1,8 @@
 """What the daemon says to its operator, and in which form.
 
-Lines go to stderr: for people on a terminal, with the `<N>` prefix of sd-daemon(3) under journald, as JSON
-lines everywhere else. Messages are fixed strings and data goes into fields, whose names stand here. A
+Lines go to stderr: for people on a terminal, as JSON lines everywhere else. Where stderr is the journal's,
+entries go to it with their fields (journal.py), or, if it takes none, lines with the `<N>` prefix of
+sd-daemon(3). Messages are fixed strings and data goes into fields, whose names stand here. A
 healthy daemon says that it serves, that it ends, and nothing between.
 
 stderr may be a pipe that nobody reads, and the core must never wait: a line is written only if poll(2) says
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+from aemd.service import journal
 
 # The names of fields; one fact has one name, whoever logs it.
 ERROR = "error"
@@ -43,7 +45,6 @@ WHAT = "what"
 
 LEVEL_DEFAULT = "info"
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_JOURNAL_PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 PIECE_BYTES = 4_096  # PIPE_BUF: poll(2) reports a pipe writable when so much fits
 LINE_BYTES_MAX = 4 * PIECE_BYTES
 
@@ -84,17 +85,20 @@ class Stderr:
 def configure(level: str) -> None:
     """Send the log to stderr from `level` on, in the form that suits what stderr is."""
     stderr = Stderr()
+    target: Stderr | journal.Journal = stderr
     processors: list[structlog.typing.Processor] = [structlog.processors.add_log_level]
     if os.isatty(2):
         processors += [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ),
         ]
-    elif _is_journal():
-        processors += [
-            structlog.processors.format_exc_info,
-            _journal_line,
-        ]
+    elif journal.stream_is_journal(2, os.environ.get("JOURNAL_STREAM", "")):
+        processors.append(structlog.processors.format_exc_info)
+        if journal.can_be_spoken(2):
+            target = journal.Journal(stderr.msg)
+            processors.append(_journal_entry)
+        else:
+            processors.append(_journal_line)
     else:
         processors += [
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -104,7 +108,7 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=lambda *_: stderr,
+        logger_factory=lambda *_: target,
         cache_logger_on_first_use=False,
     )
 
@@ -114,19 +118,18 @@ def get() -> Any:
     return structlog.get_logger()
 
 
-def _is_journal() -> bool:
-    """Whether stderr is the journal's stream; systemd.exec(5), JOURNAL_STREAM."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    try:
-        status = os.fstat(sys.stderr.fileno() if sys.stderr else 2)
-    except (OSError, ValueError):
-        return False
-    return f"{status.st_dev}:{status.st_ino}" == f"{device}:{inode}"
-
-
 _logfmt = structlog.processors.LogfmtRenderer(key_order=["event"], bool_as_flag=False)
+_data = structlog.processors.LogfmtRenderer(bool_as_flag=False)
 
 
 def _journal_line(logger: object, name: str, event: MutableMapping[str, Any]) -> str:
-    priority = _JOURNAL_PRIORITY.get(event.pop("level", "info"), 6)
+    priority = journal.PRIORITIES.get(event.pop("level", "info"), 6)
     return f"<{priority}>{_logfmt(logger, name, event)}"
+
+
+def _journal_entry(
+    logger: object, name: str, event: MutableMapping[str, Any]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    told = {key: value for key, value in event.items() if key not in ("event", "level", "exception")}
+    fields = journal.entry_of(event, _data(logger, name, told))
+    return (fields, _journal_line(logger, name, event)), {}

@@ -177,3 +177,16 @@ def test_user_instance_is_started_by_its_first_client(user_manager):
     assert user_manager("systemctl", "--user", "is-active", "aemd.service").stdout.strip() == "active"
     user_manager("systemctl", "--user", "restart", "aemd.service")
     user_manager("systemctl", "--user", "stop", "aemd.service", "aemd.socket")
+
+
+# Its log.
+
+
+def test_journal_has_the_fields_of_what_is_logged(aemd):
+    shown = aemd.box.run(
+        "journalctl", "--unit=aemd.service", f"AEMD_SOCKET={SOCKET}", "--lines=1", "--output=json"
+    )
+    entry = json.loads(shown.stdout)
+    assert entry["MESSAGE"].startswith(f"serving socket={SOCKET}")
+    assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("6", "aemd")
+    assert int(entry["_PID"]) == aemd.pid
