@@ -9,6 +9,7 @@ homes and no /tmp; and files that somebody else can change, who would then run w
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 import aemd
 from aemd.cli.failure import Failure
 
-PROGRAM = "ExecStart=/usr/bin/aemd"
+PROGRAM = re.compile(r"^(Exec\w+=.*?)/usr/bin/(aemd|aemctl)\b", re.MULTILINE)
+MODULES = {"aemd": "aemd", "aemctl": "aemd.cli.ctl"}
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome=, PrivateTmp=
 SYSTEM = (
     ("systemd/aemd.service", "lib/systemd/system/aemd.service"),
@@ -32,6 +34,7 @@ USER = (
 MANUAL = (
     ("docs/man/aemctl.1", "share/man/man1/aemctl.1"),
     ("docs/man/aemd.8", "share/man/man8/aemd.8"),
+    ("docs/man/aemd.toml.5", "share/man/man5/aemd.toml.5"),
 )
 
 
@@ -62,7 +65,7 @@ def plan(*, user: bool, prefix: str, root: str) -> list[UnitFile]:
 def _unit_file(source: str, path: str) -> UnitFile:
     text = read_source(source)
     if source.endswith(".service"):
-        text = text.replace(PROGRAM, f"ExecStart={command_line()}")
+        text = PROGRAM.sub(lambda found: found[1] + command_line(MODULES[found[2]]), text)
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             present = file.read()
@@ -83,9 +86,9 @@ def read_source(name: str) -> str:
     raise Failure(f"{name} did not come with this installation of aemd", hint="install aemd anew")
 
 
-def command_line() -> str:
-    """What starts the daemon with this interpreter. -P: the working directory is not searched for modules."""
-    return f"{_quoted(sys.executable)} -P -m aemd"
+def command_line(module: str) -> str:
+    """What runs a module with this interpreter. -P: the working directory is not searched for modules."""
+    return f"{_quoted(sys.executable)} -P -m {module}"
 
 
 def _quoted(path: str) -> str:

@@ -1,6 +1,7 @@
 """The life of the service under a real systemd."""
 
 import json
+import os
 
 import pytest
 
@@ -9,6 +10,14 @@ from tests.system.conftest import UNITS
 
 EXPOSURE_MAX = 28  # tenths, of `systemd-analyze security`
 SOCKET = "/run/aemd/aemd.sock"
+NOBODY = ("setpriv", "--reuid=4242", "--regid=4243", "--clear-groups", "/opt/aemd/bin/aemctl")
+RULE = """
+[[rule]]
+name = "no-timers"
+subject = {uid = 4242}
+effect = "deny"
+module = "timer"
+"""
 
 
 # The units.
@@ -46,11 +55,10 @@ def test_first_client_starts_the_daemon(service):
 
 
 def test_ordinary_user_is_served_and_recognised(aemd):
-    client = ("setpriv", "--reuid=4242", "--regid=4243", "--clear-groups", "/opt/aemd/bin/aemctl")
-    status = json.loads(aemd.box.run(*client, "status", "-o", "json").stdout)
+    status = json.loads(aemd.box.run(*NOBODY, "status", "-o", "json").stdout)
     caller = status["caller"]
     assert (caller["uid"], caller["gid"], caller["administrator"]) == (4242, 4243, False)
-    watched = aemd.box.run(*client, "watch", "timer", "after=1ms", "--count", "1", "-o", "json")
+    watched = aemd.box.run(*NOBODY, "watch", "timer", "after=1ms", "--count", "1", "-o", "json")
     assert json.loads(watched.stdout)["type"] == "expired"
 
 
@@ -98,6 +106,25 @@ def test_reload_changes_no_process(aemd):
     pid, fronts = aemd.pid, aemd.fronts
     aemd.box.run("systemctl", "reload", "aemd.service")
     assert (aemd.state, aemd.pid, aemd.fronts, aemd.restarts) == ("active", pid, fronts, 0)
+
+
+def test_reload_takes_a_changed_configuration_and_refuses_a_broken_one(aemd, request):
+    pid = aemd.pid
+    request.addfinalizer(lambda: os.unlink(aemd.box.path("/etc/aemd/policy.d/test.toml")))
+    aemd.box.write("/etc/aemd/policy.d/test.toml", RULE)
+    aemd.box.run("systemctl", "reload", "aemd.service")
+    refused = aemd.box.run(*NOBODY, "watch", "timer", "after=1ms", check=False)
+    assert "no-timers" in refused.stderr
+    aemd.box.write("/etc/aemd/policy.d/test.toml", RULE.replace("effect", "effects"))
+    broken = aemd.box.run("systemctl", "reload", "aemd.service", check=False)
+    assert broken.returncode != 0
+    assert "/etc/aemd/policy.d/test.toml:5: rule[1].effects" in aemd.journal
+    refused = aemd.box.run(*NOBODY, "watch", "timer", "after=1ms", check=False)
+    assert "no-timers" in refused.stderr
+    aemd.box.write("/etc/aemd/policy.d/test.toml", "")
+    aemd.box.run("systemctl", "reload", "aemd.service")
+    aemd.box.run(*NOBODY, "watch", "timer", "after=1ms", "--count", "1")
+    assert (aemd.state, aemd.pid, aemd.restarts) == ("active", pid, 0)
 
 
 # Faults.

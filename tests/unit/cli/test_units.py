@@ -53,7 +53,9 @@ def test_units_start_this_interpreter_and_no_other_program(
     (unit,) = tmp_path.rglob("aemd.service")
     starts = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
     assert starts == [f"ExecStart={sys.executable} -P -m aemd" + " --user" * ("--user" in arguments)]
-    assert "/usr/bin/aemd" not in unit.read_text()
+    (reloads,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecReload="))
+    assert f"{sys.executable} -P -m aemd.cli.ctl --address unix:" in reloads
+    assert "/usr/bin/aem" not in unit.read_text()
 
 
 def test_installing_again_changes_nothing(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,12 +149,12 @@ def test_code_that_others_can_change_is_refused(
 )
 def test_path_is_one_word_for_systemd(path: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", path)
-    assert command_line() == f"{word} -P -m aemd"
+    assert command_line("aemd") == f"{word} -P -m aemd"
 
 
 def test_every_source_is_there_and_names_the_program_that_is_replaced() -> None:
     for source, _ in SYSTEM + USER + MANUAL:
         text = read_source(source)
-        assert source.endswith(".service") == (units.PROGRAM in text)
+        assert source.endswith(".service") == bool(units.PROGRAM.search(text))
     with pytest.raises(Failure, match="did not come"):
         read_source("systemd/nothing")
