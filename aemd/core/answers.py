@@ -7,16 +7,19 @@ that never was is NOT_FOUND.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from aemd.core.binding import Binding
 from aemd.core.course import Course
 from aemd.core.effects import Operate
 from aemd.core.entry import Entry, EntryState
 from aemd.core.errors import AemError, Code, invalid, not_found
+from aemd.core.history import Cursor
 from aemd.core.job import Job, JobState
 from aemd.core.now import Now
 from aemd.core.options import EXPLICIT, NONE
 from aemd.core.session import Session
+from aemd.core.stats import Parked
 
 ERROR_TEXT_MAX = 1_024  # characters of a handler's error that are kept
 
@@ -145,6 +148,53 @@ class Answers(Course):
     def _may_repeat(binding: Binding, entry: Entry) -> bool:
         most = binding.options.attempts_max
         return binding.job.state is not JobState.CLOSING and not (most and entry.attempts >= most)
+
+    def parked_of(self, job: Job) -> list[Parked]:
+        """What was put aside of a job, the oldest first."""
+        stats = job.binding.stats
+        return list(stats.parked_list) if stats is not None else []
+
+    def retry(self, job: Job, cursors: Sequence[Cursor], now: Now) -> int:
+        """Deliver what was put aside once more, all of it or what `cursors` name; how many entries.
+
+        AemError: nobody answers for the job, there is no such entry, or its event was not kept.
+        """
+        self.now = now
+        binding = next((held for held in job.bindings if not getattr(held, "follows", False)), None)
+        if binding is None or job.state in (JobState.CLOSING, JobState.GONE):
+            raise AemError(
+                Code.FAILED_PRECONDITION,
+                "NOBODY_ANSWERS",
+                f"jobs/{job.id}: there is no client that answers for it; bind to it first",
+            )
+        there = {parked.cursor: parked for parked in self.parked_of(job)}
+        missing = [cursor for cursor in cursors if cursor not in there]
+        if missing:
+            raise not_found(f"parked entry {missing[0].epoch}:{missing[0].seq} of jobs/{job.id}")
+        chosen = [there[cursor] for cursor in dict.fromkeys(cursors)] or list(there.values())
+        retried = 0
+        for parked in chosen:
+            if self._retry(binding, parked):
+                retried += 1
+            elif cursors:
+                raise AemError(
+                    Code.FAILED_PRECONDITION,
+                    "NOT_KEPT",
+                    f"entry {parked.epoch}:{parked.last} of jobs/{job.id} cannot be delivered again: its"
+                    " event was not kept for want of room (quota history_bytes or queue_bytes), or its epoch"
+                    " is over",
+                )
+        binding.session.wake(binding)
+        return retried
+
+    def _retry(self, binding: Binding, parked: Parked) -> bool:
+        kept = parked.event is not None and parked.epoch == binding.epoch
+        if not kept or not binding.retry(parked, self.now.mono_ns):
+            return False
+        binding.job.binding.take_back(parked)
+        if binding.stats is not None:
+            binding.stats.parked -= 1
+        return True
 
     def sync_mark(self, session: Session, job: Job, request_id: int) -> None:
         """Answer `request_id` with a SyncDone behind everything that is queued for `job` now.

@@ -33,11 +33,6 @@ class Binding(Flight):
 
     __slots__ = ()
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of its numbers."""
-        return self.job.epoch
-
     def next_entry(self) -> Entry | None:
         """What is to be sent next, whatever credit says; None if there is nothing, or it must wait for an
         acknowledgement.

@@ -54,6 +54,8 @@ class Course(Reading):
 
     def _turn(self, job: Job, event: JobEvent) -> None:
         action = job.turn(event)
+        if job.durable is not None:
+            self._kept[job] = None
         if action is Action.ARM:
             self._effects.append(Arm(job))
         elif action is Action.DISARM:
@@ -187,6 +189,7 @@ class Course(Reading):
             self._leave(reader)
         self._kept[job] = None
         self._throttle.forget(job.binding)
+        job.binding.forget_parked()
         durable.charge.refund()
         job.session.charge.refund()
         self._tallies.close(job.owner.owner)

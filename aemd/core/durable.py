@@ -28,6 +28,7 @@ class Durable:
 
     __slots__ = (
         "acked",
+        "aside_changed",
         "charge",
         "dealt",
         "keep",
@@ -37,6 +38,7 @@ class Durable:
         "readers",
         "resumed",
         "seen",
+        "start_ns",
         "tail",
         "tail_bytes",
         "tail_start",
@@ -52,6 +54,8 @@ class Durable:
         self.oldest = positions.oldest
         self.acked = positions.acked
         self.dealt = positions.dealt
+        self.aside_changed = False  # what is put aside; since the store was told
+        self.start_ns = 0  # when it was started, CLOCK_REALTIME; 0: it is not
         self.resumed: Resumed | None = None  # until its module has started it again
         self.seen = positions.seen  # the newest position that an answering client was sent
         self.lost = positions.lost  # numbers that gaps have covered

@@ -231,6 +231,9 @@ class Engine(Stimuli, Answers, Keeping):
     def discard(self, job: Job) -> None:
         """Its module refused it: as if it had never been. The id is used up."""
         job.turn(JobEvent.END)
+        if job.durable is not None:
+            self._end_durable(job)
+            return
         job.binding.discard_waiting()
         job.session.withhold_state(job)
         self._forget(job)
@@ -239,16 +242,34 @@ class Engine(Stimuli, Answers, Keeping):
         """Let it fire; AemError if it is about to end."""
         self.now = now
         self._turn(job, JobEvent.START)
+        if job.durable is not None:
+            job.durable.start_ns = job.durable.start_ns or now.real_ns
 
     def start_failed(self, job: Job) -> None:
         """Its module refused to start it: it is as inert as before. Whoever asked is told by the caller."""
         if job.state is not JobState.GONE:
             self._turn(job, JobEvent.START_FAILED)
+            self._note_stopped(job)
 
     def stop(self, job: Job, now: Now) -> None:
         """Do not let it fire; what is queued stays."""
         self.now = now
         self._turn(job, JobEvent.STOP)
+        self._note_stopped(job)
+
+    def suspend(self, job: Job, reason: str) -> None:
+        """A durable job has no source for now: it does not fire, and is to be started again as it was."""
+        assert job.durable is not None
+        start_ns = job.durable.start_ns
+        if job.state in (JobState.ARMED, JobState.DEGRADED):
+            self._turn(job, JobEvent.STOP)
+        job.durable.start_ns = start_ns
+        job.reason = reason
+        job.session.tell_state(job)
+
+    def _note_stopped(self, job: Job) -> None:
+        if job.durable is not None and job.state is JobState.REGISTERED:
+            job.durable.start_ns = 0
 
     def shutdown(self, job: Job, *, reason: str, deadline_ns: int, now: Now) -> None:
         """End it once what is in flight is dealt with, or after `deadline_ns` nanoseconds (0: the default).

@@ -42,6 +42,7 @@ class EntryEvent(IntEnum):
     DUE = 8  # the delay of its Nack is over
     PARK = 9  # Nack with park, or as many attempts as there may be
     DISCARD = 10  # the job ends
+    RETRY = 11  # somebody wants it delivered once more
 
 
 _S, _E = EntryState, EntryEvent
@@ -67,6 +68,7 @@ TABLE: dict[tuple[EntryState, EntryEvent], EntryState] = {
     (_S.AGAIN, _E.SEND): _S.INFLIGHT,
     (_S.AGAIN, _E.ACK): _S.ACKED,
     (_S.AGAIN, _E.DISCARD): _S.DISCARDED,
+    (_S.PARKED, _E.RETRY): _S.AGAIN,
 }
 
 
@@ -84,6 +86,7 @@ ON_NACK = _column(_E.NACK)
 ON_DUE = _column(_E.DUE)
 ON_PARK = _column(_E.PARK)
 ON_DISCARD = _column(_E.DISCARD)
+ON_RETRY = _column(_E.RETRY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from aemd.core.entry import (
     ON_DUE,
     ON_NACK,
     ON_PARK,
+    ON_RETRY,
     ON_REWIND,
     ON_SEND,
     STREAM_LOST,
@@ -26,7 +27,7 @@ from aemd.core.entry import (
 )
 from aemd.core.job import JobState
 from aemd.core.options import CUMULATIVE
-from aemd.core.stats import Parked
+from aemd.core.stats import Parked, Stats
 from aemd.core.waiting import Waiting
 
 TIMERS_SLACK = 64  # stale acknowledgement timers that are not worth a sweep
@@ -102,19 +103,65 @@ class Flight(Waiting):
         assert stats is not None
         stats.parked += 1
         self.tally.parked += 1
-        account, kept = self.session.account, stats.parked_list
+        parked = Parked(
+            self.epoch, entry.first, entry.last, reason, entry.attempts, entry.key, entry.event, entry.loss
+        )
+        self.job.binding.put_aside(parked, parked_max)
+        self._remove(entry)
+
+    def put_aside(self, parked: Parked, parked_max: int) -> None:
+        """Keep it for the list, and with its event for another try, as far as its user has room."""
+        stats = self.stats = self.stats or Stats()
+        account, allowance, kept = self.session.account, self.session.allowance, stats.parked_list
         if len(kept) >= parked_max:
             account.refund(HISTORY, kept.pop(0).cost)
-        parked = Parked(entry.first, entry.last, reason)
-        if account.try_charge(HISTORY, self.session.allowance, parked.cost):
-            kept.append(parked)  # else it is in the count alone
-        self._remove(entry)
+        for form in (parked, parked.without_event()):
+            if account.try_charge(HISTORY, allowance, form.cost):
+                kept.append(form)
+                return
+
+    def take_back(self, parked: Parked) -> None:
+        """It is no longer put aside."""
+        assert self.stats is not None
+        self.stats.parked_list.remove(parked)
+        self.session.account.refund(HISTORY, parked.cost)
 
     def forget_parked(self) -> None:
         """The job is gone, and the list of what it parked."""
         if self.stats is not None and self.stats.parked_list:
             self.session.account.refund(HISTORY, sum(parked.cost for parked in self.stats.parked_list))
             self.stats.parked_list.clear()
+
+    def retry(self, parked: Parked, now_ns: int) -> bool:
+        """Deliver what was put aside once more, ahead of what was never sent; False if its user has no bytes
+        for it now.
+        """
+        event = parked.event or b""
+        if not self.session.account.grant(len(event) + ENTRY_BYTES, self.session.allowance):
+            return False
+        entry = Entry(parked.first, parked.last, event, parked.key, now_ns)
+        entry.loss = parked.loss
+        entry.attempts = parked.attempts
+        entry.state = ON_RETRY[EntryState.PARKED]
+        self._put_again(entry)
+        self.stats = self.stats or Stats()
+        if parked.loss is None:
+            self.depth += 1
+            self.bytes += len(event)
+            self.held_bytes += len(event)
+            self.session.queued_bytes += len(event)
+            self.session.account.bytes_free -= len(event) + ENTRY_BYTES
+        assert self.unacked is not None
+        self.unacked = OrderedDict(sorted(self.unacked.items()))
+        return True
+
+    def _put_again(self, entry: Entry) -> None:
+        """Put what was not in flight among what is to be sent again; the order is the caller's to restore."""
+        if self.unacked is None:
+            self.unacked = OrderedDict()
+        self.unacked[entry.last] = entry
+        self.gaps_unacked += entry.loss is not None
+        self._queue_again(entry)
 
     def _note_overdue(self, entry: Entry) -> None:
         """Its time was over, and it is parked: it may get lost with the stream all the same.
@@ -152,12 +199,8 @@ class Flight(Waiting):
         for first, last, _ in ranges:
             gap = Entry.gap(max(first, received + 1), last, STREAM_LOST)
             gap.state = ON_REWIND[ON_SEND[gap.state]]  # on the stream that was lost
-            if self.unacked is None:
-                self.unacked = OrderedDict()
-            self.unacked[last] = gap
-            self.gaps_unacked += 1
+            self._put_again(gap)
             self._count_lost(gap)
-            self._queue_again(gap)
         if ranges and self.unacked:
             self.unacked = OrderedDict(sorted(self.unacked.items()))
 

@@ -21,8 +21,9 @@ from aemd.core.principal import Principal
 from aemd.core.reader import Reader
 from aemd.core.recorder import House, Recorder
 from aemd.core.session import Session
+from aemd.core.stats import Parked
 from aemd.core.traits import Traits
-from aemd.v1 import session_pb2
+from aemd.v1 import job_pb2, session_pb2
 
 RESTARTED = Loss(
     session_pb2.STAGE_SOURCE,
@@ -36,6 +37,19 @@ class Keeping(Course):
     """The commands about durable jobs."""
 
     # -- jobs
+
+    @property
+    def next_id(self) -> int:
+        """The id that the next job gets."""
+        return self._next_job
+
+    def ids_begin(self, number: int) -> None:
+        """Give out no id below `number`: a daemon before this one may have."""
+        self._next_job = max(self._next_job, number)
+
+    def parse_options(self, options: job_pb2.Options, module: Traits) -> Options:
+        """The options of a job of `module`; AemError if one is wrong."""
+        return self._options.parse(options, module)
 
     def keep_job(
         self,
@@ -95,6 +109,10 @@ class Keeping(Course):
         house.connected = False
         return house
 
+    def put_aside(self, job: Job, parked: Parked) -> None:
+        """It was put aside before the daemon was restarted."""
+        job.binding.put_aside(parked, self.limits.parked_max)
+
     def begin_epoch(self, job: Job) -> None:
         """Nobody can prove that nothing is missing: a new epoch, that opens with a gap of unknown size."""
         assert job.durable is not None
@@ -112,6 +130,10 @@ class Keeping(Course):
             if not reader.paused:
                 reader.paused = not reader.take(records, durable, self.now.mono_ns)
                 reader.session.wake(reader)
+
+    def keep_later(self, job: Job) -> None:
+        """Give it out by take_kept once more."""
+        self._kept[job] = None
 
     def take_kept(self) -> list[Job]:
         """The durable jobs of which something changed that is to be kept; each once."""

@@ -13,7 +13,7 @@ from aemd.core.binding import Binding
 from aemd.core.entry import Loss
 from aemd.core.history import Record
 from aemd.core.session import Session
-from aemd.core.stats import NOTHING_LOST, JobStats, Stats
+from aemd.core.stats import NOTHING_LOST, JobStats, Parked, Stats
 
 if TYPE_CHECKING:
     from aemd.core.job import Job
@@ -84,6 +84,21 @@ class Recorder(Binding):
         self.tally.fires += count
         self._record_loss(count, loss)
 
+    def put_aside(self, parked: Parked, parked_max: int) -> None:
+        """As with any other job; the store keeps it, too."""
+        super().put_aside(parked, parked_max)
+        self._aside_changed()
+
+    def take_back(self, parked: Parked) -> None:
+        """As with any other job; the store as well."""
+        super().take_back(parked)
+        self._aside_changed()
+
+    def _aside_changed(self) -> None:
+        assert self.job.durable is not None
+        self.job.durable.aside_changed = True
+        self.keeping.keep_later(self.job)
+
     def absorb(self, reader: Binding) -> None:
         """A reader goes; its counts stay."""
         self.stats = _sum(self.stats, reader.stats)
@@ -119,7 +134,9 @@ class Recorder(Binding):
 
 def _sum(own: Stats | None, *others: Stats | None) -> Stats:
     """What has happened altogether; what was lost is what the recorder says of it."""
-    total = Stats() if own is None else Stats(told=own.told, lost_at=own.lost_at)
+    total = Stats()
+    if own is not None:
+        total = Stats(told=own.told, lost_at=own.lost_at, parked_list=own.parked_list)
     for stats in (own, *others):
         if stats is None:
             continue

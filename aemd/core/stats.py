@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from aemd.core.entry import Loss
+from aemd.core.history import Cursor
+
 STAGES = 5  # of session_pb2.Stage, the one that is not said among them
 NOTHING_LOST = (0,) * STAGES
 
@@ -13,16 +16,32 @@ PARKED_BYTES = 128  # what one that is kept costs beside its reason
 
 
 class Parked(NamedTuple):
-    """An entry that was put aside."""
+    """An entry that was put aside. `event` is None where there was no room to keep it: then it is only
+    listed.
+    """
 
+    epoch: int
     first: int
     last: int
     reason: str
+    attempts: int = 0
+    key: bytes = b""
+    event: bytes | None = None
+    loss: Loss | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """What it is named by."""
+        return Cursor(self.epoch, self.last)
 
     @property
     def cost(self) -> int:
         """What it is charged as, bytes."""
-        return PARKED_BYTES + len(self.reason)
+        return PARKED_BYTES + len(self.reason) + len(self.key) + len(self.event or b"")
+
+    def without_event(self) -> Parked:
+        """The same, to be listed and no more."""
+        return self._replace(key=b"", event=None)
 
 
 @dataclass(slots=True)

@@ -97,6 +97,11 @@ class Waiting:
         self.stats: Stats | None = None
         self.tally: Tally = session.sheet[job.traits.name]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of its numbers."""
+        return self.job.epoch
+
     def push(self, event: bytes, key: bytes, count: int, now_ns: int) -> bool:
         """Queue an event that covers the next `count` numbers. True if something was lost by it."""
         first = self.head + 1

@@ -8,6 +8,7 @@ raises is its bug: the job ends with that reason, the traceback goes to the log,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, cast
 
@@ -32,6 +33,7 @@ from aemd.service.views import packed_params
 from aemd.sources.reactor import Reactor
 from aemd.v1 import job_pb2, session_pb2
 
+Answer = Callable[["Job | AemError"], None]  # tells a client what became of its request
 SHARED_MAX = 4_096  # sets of parameters that are remembered; a real program has few
 
 
@@ -48,6 +50,16 @@ class Raiser(Protocol):
         ruling: Ruling | None,
     ) -> int:
         """Fire an event for each payload on a channel of `uid`, by default the principal's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What a registration means: its module, and its parameters as they were given and as they are."""
+
+    traits: Traits
+    params: bytes
+    values: Mapping[str, object]
+    ruling: Ruling | None
 
 
 class Conductor:
@@ -70,6 +82,9 @@ class Conductor:
         self.registry = registry
         self.authority = authority
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
+        self.registered: Callable[[Job], None] = lambda _job: None
+        self.fetch: Callable[[effects.Fetch], None] = lambda _wish: None
+        self._closed: set[Job] = set()  # durable jobs that their modules do not have
         self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
         self._shared: dict[tuple[Traits, bytes], tuple[bytes, Mapping[str, object]]] = {}
         self._asking: Job | None = None  # the job of the request that is being settled
@@ -113,7 +128,58 @@ class Conductor:
             raise self._explained(error, "open", job) from error
         if request.start:
             self._start_fresh(job)
+        self.registered(job)
         return job
+
+    # Durable jobs.
+
+    def meant(self, principal: Principal, name: str, params: Mapping[str, job_pb2.Value]) -> Meant:
+        """What a registration of `principal` means; AemError if it means nothing, or is not allowed."""
+        module = self.registry.get(name)
+        known = self._traits_of(module)
+        packed, values = self._values(known, module, params)
+        return Meant(known, packed, values, self.authority.rule(principal, module.description, values))
+
+    def open_job(self, job: Job, *, start: bool, answer: Answer) -> bool:
+        """Make a durable job really valid, and start it if asked; AemError leaves nothing behind. False:
+        something must be done as its owner first, and `answer` is told what became of it.
+        """
+        try:
+            _module(job).open(job)
+        except Exception as error:
+            self.engine.discard(job)
+            self.descriptors.release(job.id)
+            raise self._explained(error, "open", job) from error
+        if start:
+            self._start_fresh(job)
+        self.registered(job)
+        return True
+
+    def reopen_job(self, job: Job, *, start: bool) -> None:
+        """Give a durable job to its module again; it stays closed, with the reason, if that refuses."""
+        self._closed.discard(job)
+        try:
+            _module(job).open(job)
+        except Exception as error:
+            self._closed.add(job)
+            self.engine.suspend(job, self._explained(error, "open", job).message)
+            return
+        if not start:
+            return
+        try:
+            self.start(job)
+        except AemError as error:
+            self.close_job(job, error.message)
+
+    def close_job(self, job: Job, reason: str) -> None:
+        """Take a durable job from its module, for now: it keeps its history, and what it is to do."""
+        if job in self._closed:
+            return
+        self.engine.suspend(job, reason)
+        self.settle()
+        if job.data is not None:
+            self._close(job)
+        self._closed.add(job)
 
     def _values(
         self, known: Traits, module: Module, given: Mapping[str, job_pb2.Value]
@@ -147,10 +213,23 @@ class Conductor:
 
     def start(self, job: Job) -> None:
         """Arm a job; AemError if its module refuses, and the job stays as it was."""
+        if job in self._closed:
+            self._open_closed(job)
         self.engine.start(job, self.now())
         refusal = self._settle_for(job)
         if refusal is not None:
             raise refusal
+        if job.durable is not None:
+            job.durable.resumed = None
+
+    def _open_closed(self, job: Job) -> None:
+        try:
+            _module(job).open(job)
+        except Exception as error:
+            self.descriptors.release(job.id)
+            raise self._explained(error, "open", job) from error
+        self._closed.discard(job)
+        job.reason = ""
 
     def stop(self, job: Job) -> None:
         """Disarm a job."""
@@ -175,6 +254,10 @@ class Conductor:
 
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
         """Do what a client asks of a job, outside of a completion."""
+        if job in self._closed:
+            raise AemError(
+                Code.FAILED_PRECONDITION, "JOB_CLOSED", f"jobs/{job.id}: {job.reason}; start it first"
+            )
         try:
             _check_operation(job, name)
             _module(job).operate(job, key, name, data)
@@ -205,6 +288,9 @@ class Conductor:
 
     def sync(self, session: Session, job: Job, request_id: int) -> None:
         """Tell `session` when everything that was queued for `job` in the kernel is on its way."""
+        if job in self._closed:  # then nothing is queued for it
+            self.engine.sync_mark(session, job, request_id)
+            return
         pending = self._syncs.setdefault(session, {})
         key = (job.id, request_id)
         pending[key] = None
@@ -238,7 +324,7 @@ class Conductor:
 
     def details(self, job: Job) -> dict[str, str]:
         """The module's own view of a job; empty if it has a bug there."""
-        if job.state is JobState.GONE:
+        if job.state is JobState.GONE or job in self._closed:
             return {}
         try:
             details = _module(job).details(job)
@@ -252,6 +338,8 @@ class Conductor:
 
     def busy(self, job: Job) -> bool:
         """Whether what handlers of the job have answered is still on its way."""
+        if job in self._closed:
+            return False
         try:
             return _module(job).busy(job)
         except Exception:
@@ -282,11 +370,17 @@ class Conductor:
                 found = ruled[key] = self._ruled(module, job)
             ruling, refusal = found
             if refusal:
-                self.engine.shutdown(job, reason=refusal, deadline_ns=0, now=self.now())
+                self._forbid(job, refusal)
                 ended += 1
             else:
                 job.ruling = ruling
         return ended
+
+    def _forbid(self, job: Job, reason: str) -> None:
+        if job.durable is not None:
+            self.close_job(job, reason)
+        else:
+            self.engine.shutdown(job, reason=reason, deadline_ns=0, now=self.now())
 
     def _ruled(self, module: Module, job: Job) -> tuple[Ruling | None, str]:
         """What policy says to a job now, and why it has to end if it has."""
@@ -333,7 +427,10 @@ class Conductor:
         """End all jobs of a module now: their code goes, so no handler's answer can be waited for."""
         jobs = self.engine.jobs_of_module(name)
         for job in jobs:
-            self.engine.end_job(job, reason, self.now())
+            if job.durable is not None:
+                self.close_job(job, reason)
+            else:
+                self.engine.end_job(job, reason, self.now())
         self.settle()
         return len(jobs)
 
@@ -366,11 +463,15 @@ class Conductor:
                 self._call(job, "resume")
             case effects.Release(job):
                 self._close(job)
+            case effects.Fetch():
+                self.fetch(effect)
             case effects.SessionEnded(session, code, reason):
                 self.forget_syncs(session)
                 self.session_ended(session, AemError(code, "SESSION_ENDED", reason))
 
     def _call(self, job: Job, name: str) -> None:
+        if job in self._closed:
+            return
         try:
             getattr(_module(job), name)(job)
         except Exception as error:
@@ -391,6 +492,9 @@ class Conductor:
             self._refusal = error
 
     def _close(self, job: Job) -> None:
+        if job in self._closed:  # it has nothing to give back
+            self._closed.discard(job)
+            return
         try:
             _module(job).close(job)
         except Exception:
@@ -403,6 +507,13 @@ class Conductor:
             self._synced(session, key)
             self.engine.send_control(session, errors.result(key[1], not_found(f"jobs/{job.id}")))
 
+    def _end_faulty(self, job: Job, reason: str) -> None:
+        """Its module has a bug: a job ends, a durable one is closed and can be started again."""
+        if job.durable is not None:
+            self.reactor.defer(lambda: self.close_job(job, reason))  # not in the middle of a call
+        else:
+            self.engine.end_job(job, reason, self.now())
+
     def _explained(self, error: Exception, what: str, job: Job) -> AemError:
         """The error for the client; a module's bug also ends its job."""
         if isinstance(error, AemError):
@@ -412,7 +523,7 @@ class Conductor:
             "module failed", **{log.MODULE: name, log.JOB: job.id, log.METHOD: what}, exc_info=error
         )
         if what not in ("open", "start"):  # then there is no job yet, or it is refused
-            self.engine.end_job(job, f"module {name} met a fault in {what}()", self.now())
+            self._end_faulty(job, f"module {name} met a fault in {what}()")
         return AemError(
             Code.INTERNAL, "MODULE_FAULT", f"module {name} met a fault; the daemon's log says more"
         )

@@ -23,7 +23,7 @@ from aemd.core.errors import AemError
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.pool import Pool
-from aemd.core.principal import Principal
+from aemd.core.principal import Owner, Principal
 from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
@@ -37,6 +37,7 @@ from aemd.service.conductor import Conductor
 from aemd.service.config import Config
 from aemd.service.configuration import interpret
 from aemd.service.descriptors import Descriptors, raise_limit
+from aemd.service.durables import Durables
 from aemd.service.files import ConfigurationError
 from aemd.service.host import ModuleHost
 from aemd.service.intake import Intake
@@ -54,6 +55,7 @@ from aemd.sources.reactor import Timer
 SESSION_METHOD = "/aem.v1.EventService/Session"
 ROUNDS_PER_TURN = 8  # of effects and output that cause each other; the rest has time until the next turn
 TOKEN_BYTES = 32
+STORE_FILE = "aemd.db"
 LISTENER = "listener"  # FileDescriptorName= of the public socket in its socket unit
 
 
@@ -135,9 +137,12 @@ class Daemon:
         )
         self.shares = Shares(self.loop, limits.turn_ns)
         self.intake = Intake(self.accounts, self.loop, self.shares)
-        self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake)
+        self.durables = Durables(
+            self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(os.geteuid())
+        )
+        self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
         self.methods = {
-            **JobService(self.conductor).methods(),
+            **JobService(self.conductor, self.durables).methods(),
             **ModuleService(self.conductor).methods(),
             **AdminService(self).methods(),
         }
@@ -153,6 +158,7 @@ class Daemon:
             self.reload.begin()
         except ConfigurationError as error:
             raise StartError(told(error)) from None
+        self.durables.begin()
 
     def run(self) -> None:
         """Serve until a signal, and end in order."""
@@ -216,6 +222,7 @@ class Daemon:
                 break
         else:
             self.loop.defer(_nothing)  # the hooks run once more
+        self.durables.keep()
         if self.draining and self.sessions.end_idle() == 0:
             self._stop_soon()
         self._set_timer()
@@ -274,6 +281,7 @@ class Daemon:
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
         self.authority.audit.close()
+        self.durables.close()
         self.registry.close()
         self.watchdog.close()
         self.peers.close()

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aemd.core.errors import invalid
+from aemd.core.history import Cursor
 from aemd.core.job import Job
 from aemd.core.principal import Owner, Principal
 from aemd.service.conductor import Conductor
-from aemd.service.unary import Method, method, page_number, page_size, page_token, resource_number
-from aemd.service.views import job_view
+from aemd.service.durables import Durables
+from aemd.service.unary import (
+    Method,
+    method,
+    page_number,
+    page_size,
+    page_start,
+    page_token,
+    resource_id,
+    resource_number,
+)
+from aemd.service.views import job_view, parked_view
 from aemd.v1 import job_pb2
 
 
 class JobService:
     """The functions behind aem.v1.JobService."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, durables: Durables) -> None:
         self._conductor = conductor
+        self._durables = durables
         self._engine = conductor.engine
 
     def methods(self) -> Mapping[str, Method]:
@@ -30,6 +42,9 @@ class JobService:
             service + "StopJob": method(job_pb2.StopJobRequest, self._stop),
             service + "ShutdownJob": method(job_pb2.ShutdownJobRequest, self._shutdown),
             service + "UpdateJob": method(job_pb2.UpdateJobRequest, self._update),
+            service + "CreateJob": method(job_pb2.CreateJobRequest, self._create),
+            service + "ListParked": method(job_pb2.ListParkedRequest, self._list_parked),
+            service + "RetryParked": method(job_pb2.RetryParkedRequest, self._retry_parked),
         }
 
     def _get(self, principal: Principal, request: job_pb2.GetJobRequest) -> job_pb2.Job:
@@ -80,8 +95,50 @@ class JobService:
         self._conductor.set_priority(job, request.job.options.priority)
         return self._view(job, principal)
 
+    def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> job_pb2.Job:
+        job = self._durables.create(principal, request, lambda _result: None)
+        assert job is not None
+        return self._view(job, principal)
+
+    def _list_parked(
+        self, principal: Principal, request: job_pb2.ListParkedRequest
+    ) -> job_pb2.ListParkedResponse:
+        size = page_size(request.page_size)
+        after = _cursor_of(page_start(request.page_token))
+        job = self._find(principal, request.name, "ListParked")
+        found = sorted(
+            (one for one in self._engine.parked_of(job) if one.cursor > after), key=lambda one: one.cursor
+        )
+        response = job_pb2.ListParkedResponse(entries=map(parked_view, found[:size]))
+        if len(found) > size:
+            last = found[size - 1].cursor
+            response.next_page_token = page_token(f"{last.epoch}:{last.seq}")
+        return response
+
+    def _retry_parked(
+        self, principal: Principal, request: job_pb2.RetryParkedRequest
+    ) -> job_pb2.RetryParkedResponse:
+        job = self._find(principal, request.name, "RetryParked")
+        cursors = [Cursor(cursor.epoch, cursor.seq) for cursor in request.cursors]
+        return job_pb2.RetryParkedResponse(retried=self._engine.retry(job, cursors, self._conductor.now()))
+
     def _find(self, principal: Principal, name: str, doing: str) -> Job:
-        return self._conductor.find_job(principal, resource_number("jobs", name), doing)
+        text = resource_id("jobs", name)
+        if text.isdigit():
+            return self._conductor.find_job(principal, resource_number("jobs", name), doing)
+        job = self._durables.find(principal, text)
+        self._conductor.authority.audit.looked(principal, doing, job.owner.owner)
+        return job
 
     def _view(self, job: Job, viewer: Principal) -> job_pb2.Job:
         return job_view(job, viewer, self._conductor.details(job))
+
+
+def _cursor_of(text: str) -> Cursor:
+    """The position that a page token of ours names."""
+    epoch, _, seq = text.partition(":")
+    if not text:
+        return Cursor(0, 0)
+    if not (epoch.isascii() and epoch.isdigit() and seq.isascii() and seq.isdigit() and len(text) < 42):
+        raise invalid("page_token", "is not from a response of this method")
+    return Cursor(int(epoch), int(seq))

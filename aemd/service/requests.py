@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aemd.core.errors import AemError, Code, not_found
+from aemd.core.history import Cursor
 from aemd.service import errors
 from aemd.v1 import session_pb2
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from aemd.core.job import Job
     from aemd.core.session import Session
     from aemd.service.conductor import Conductor
+    from aemd.service.durables import Durables
 
 Change = Callable[["Session", Any], None]
 Question = Callable[["Session", int, Any], None]
@@ -26,13 +28,17 @@ Question = Callable[["Session", int, Any], None]
 class Requests:
     """Deals with the frames of every session; all that differs between sessions is in the arguments."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, durables: Durables) -> None:
         self._conductor = conductor
+        self._durables = durables
         self._engine = conductor.engine
         self._limits = conductor.limits
-        self._questions: dict[str, Question] = {"register": self._register, "sync": self._sync}
-        self._changes: dict[str, Change] = {
+        self._questions: dict[str, Question] = {
+            "register": self._register,
             "bind": self._bind,
+            "sync": self._sync,
+        }
+        self._changes: dict[str, Change] = {
             "unbind": self._unbind,
             "start": self._start,
             "stop": self._stop,
@@ -65,13 +71,63 @@ class Requests:
         registered.state = job.state.wire
         self._engine.announce(job, answer.SerializeToString())
 
-    def _bind(self, session: Session, body: session_pb2.Bind) -> None:
-        job = self._job(session, body.job, "Bind")
-        raise AemError(
-            Code.FAILED_PRECONDITION,
-            "NOT_DURABLE",
-            f"job {job.id} is bound to the session that registered it; only durable jobs can be bound again",
+    def _bind(self, session: Session, request_id: int, body: session_pb2.Bind) -> None:
+        job = self._to_bind(session, body)
+        durable = job.durable
+        if durable is None:
+            raise AemError(
+                Code.FAILED_PRECONDITION,
+                "NOT_DURABLE",
+                f"job {job.id} is bound to the session that registered it; only durable jobs can be bound"
+                " again",
+            )
+        follows = body.role == session_pb2.ROLE_FOLLOW
+        begin = getattr(body, "from")
+        at = Cursor(job.epoch, job.binding.head)
+        if begin == session_pb2.FROM_UNSPECIFIED and not follows:
+            at = durable.acked
+        elif begin == session_pb2.FROM_OLDEST:
+            at = durable.oldest
+        elif begin == session_pb2.FROM_CURSOR:
+            at = self._engine.start_of(job, Cursor(body.cursor.epoch, body.cursor.seq))
+        elif begin == session_pb2.FROM_TIME:
+
+            def found(cursor: Cursor | AemError) -> None:
+                try:
+                    if isinstance(cursor, AemError):
+                        raise cursor
+                    self._bound(session, request_id, body, job, cursor)
+                except AemError as error:
+                    self._engine.send_control(session, errors.result(request_id, error))
+
+            self._durables.find_start(session, job, body.time_ns, found)
+            return
+        self._bound(session, request_id, body, job, at)
+
+    def _to_bind(self, session: Session, body: session_pb2.Bind) -> Job:
+        if body.name:
+            job = self._durables.find(session.principal, body.name)
+            self._conductor.authority.audit.looked(session.principal, "Bind", job.owner.owner)
+            return job
+        return self._job(session, body.job, "Bind")
+
+    def _bound(self, session: Session, request_id: int, body: session_pb2.Bind, job: Job, at: Cursor) -> None:
+        reader = self._engine.bind(
+            session,
+            job,
+            at=max(at, job.durable.oldest) if job.durable is not None else at,
+            follows=body.role == session_pb2.ROLE_FOLLOW,
+            credit=(body.credit.events, body.credit.bytes) if body.HasField("credit") else None,
+            now=self._conductor.now(),
         )
+        answer = session_pb2.ServerFrame(request_id=request_id)
+        registered = answer.registered
+        registered.job = job.id
+        registered.binding = reader.id
+        registered.start.epoch, registered.start.seq = reader.position
+        registered.state = job.state.wire
+        self._engine.send_control(session, answer.SerializeToString())
+        self._engine.read_on(reader)
 
     def _unbind(self, session: Session, body: session_pb2.Unbind) -> None:
         self._engine.unbind(session, body.binding, self._conductor.now())

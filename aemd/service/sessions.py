@@ -18,6 +18,7 @@ from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream
 from aemd.service import log
 from aemd.service.conductor import Conductor
+from aemd.service.durables import Durables
 from aemd.service.intake import Intake
 from aemd.service.pace import Shares
 from aemd.service.requests import Requests
@@ -30,7 +31,9 @@ from aemd.v1 import session_pb2
 class Sessions:
     """The Session streams that are open."""
 
-    def __init__(self, conductor: Conductor, peers: Peers, shares: Shares, intake: Intake) -> None:
+    def __init__(
+        self, conductor: Conductor, peers: Peers, shares: Shares, intake: Intake, durables: Durables
+    ) -> None:
         conductor.session_ended = self.ended
         self._conductor = conductor
         self._hold_process = peers.hold_process
@@ -42,7 +45,7 @@ class Sessions:
         self._draining = ""
         self.engine: Engine = conductor.engine
         self.limits: Limits = conductor.limits
-        self.requests = Requests(conductor)
+        self.requests = Requests(conductor, durables)
         self.shares = shares
         self.intake = intake
 
@@ -176,7 +179,8 @@ class Sessions:
             self.touch(stream)
             bindings = stream.session.bindings if stream.session is not None else {}
             for binding in list(bindings.values()):
-                self.engine.stop(binding.job, now)
+                if binding.job.durable is None:  # what comes after it is kept for the next daemon
+                    self.engine.stop(binding.job, now)
         self._conductor.settle()
 
     def end_idle(self) -> int:

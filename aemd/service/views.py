@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 
 from aemd.core.job import Job
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
 from aemd.core.session import Session
+from aemd.core.stats import Parked
 from aemd.v1 import admin_pb2, job_pb2, session_pb2
 
 
@@ -113,4 +115,23 @@ def job_view(job: Job, viewer: Principal, details: Mapping[str, str]) -> job_pb2
         )
     )
     view.details.update(details)
+    durable = job.durable
+    if durable is not None:
+        view.durable_name = durable.name
+        view.keep.entries, view.keep.bytes, view.keep.age_ns = astuple(durable.keep)
+        view.oldest.epoch, view.oldest.seq = durable.oldest
+        view.readers = len(durable.readers)
+        view.session = ""
     return view
+
+
+def parked_view(parked: Parked) -> job_pb2.ParkedEntry:
+    """An entry that was put aside."""
+    return job_pb2.ParkedEntry(
+        cursor=job_pb2.Cursor(epoch=parked.epoch, seq=parked.last),
+        first=parked.first,
+        attempts=parked.attempts,
+        reason=parked.reason,
+        event=parked.event or b"",
+        kept=parked.event is not None,
+    )

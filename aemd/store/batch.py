@@ -19,6 +19,7 @@ from aemd.store.rows import (
     entry_columns,
     job_columns,
     pack_ranges,
+    parked_columns,
 )
 
 TRIM_ROWS = 512  # looked at in one step
@@ -70,7 +71,7 @@ class Batch:
     gone: set[int] = field(default_factory=set)
     entries: dict[int, list[Record]] = field(default_factory=dict)
     acked: dict[int, tuple[Cursor, Cursor, tuple[Range, ...]]] = field(default_factory=dict)
-    running: dict[int, bool] = field(default_factory=dict)
+    started: dict[int, int] = field(default_factory=dict)
     parked: dict[tuple[int, int, int], ParkedRow] = field(default_factory=dict)
     unparked: set[tuple[int, int, int]] = field(default_factory=set)
     meta: dict[str, int] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class Batch:
             or self.gone
             or self.entries
             or self.acked
-            or self.running
+            or self.started
             or self.parked
             or self.unparked
             or self.meta
@@ -95,7 +96,7 @@ class Batch:
         self.jobs.pop(job, None)
         self.size -= sum(record.size for record in self.entries.pop(job, ()))
         self.acked.pop(job, None)
-        self.running.pop(job, None)
+        self.started.pop(job, None)
         for key in [key for key in self.parked if key[0] == job]:
             del self.parked[key]
         self.gone.add(job)
@@ -123,8 +124,8 @@ class Writer:
             self._write_entries(batch, changed)
             for job, (acked, seen, dealt) in batch.acked.items():
                 execute(_SET_ACKED, (*acked, *seen, pack_ranges(dealt), job))
-            for job, running in batch.running.items():
-                execute("UPDATE jobs SET running = ? WHERE id = ?", (int(running), job))
+            for job, start_ns in batch.started.items():
+                execute("UPDATE jobs SET start_ns = ? WHERE id = ?", (start_ns, job))
             self._write_parked(batch)
             for name, value in batch.meta.items():
                 execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
@@ -199,10 +200,7 @@ class Writer:
             )
 
     def _write_parked(self, batch: Batch) -> None:
-        for row in batch.parked.values():
-            record = row.record
-            facts = (record.epoch, record.last, record.first, record.real_ns, row.attempts, row.reason)
-            self._database.execute(_PUT_PARKED, (row.job, *facts, record.key, record.event))
+        self._database.executemany(_PUT_PARKED, [parked_columns(row) for row in batch.parked.values()])
         self._database.executemany(_DROP_PARKED, list(batch.unparked))
 
     def _trim_long(self, written: Iterable[int], changed: dict[int, Extent]) -> dict[int, Cursor]:

@@ -9,23 +9,26 @@ from dataclasses import dataclass
 from aemd.core.entry import Loss
 from aemd.core.history import NEW, Cursor, Positions, Range, Record
 from aemd.core.principal import Owner
+from aemd.core.stats import Parked
 from aemd.v1 import session_pb2
 
 Columns = tuple[object, ...]
+STOPPED, SPENT = 0, -1
 _RANGE = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A durable job at rest. `definition` is opaque here: what it takes to register it again. `entries` and
-    `bytes`: how much of its history is kept.
+    """A durable job at rest. `definition` is opaque here: what it takes to register it again. `start_ns`:
+    when it was started, CLOCK_REALTIME; STOPPED if it is not, SPENT if it has fired for the last time.
+    `entries` and `bytes`: how much of its history is kept.
     """
 
     id: int
     name: str
     owner: Owner
     definition: bytes
-    running: bool
+    start_ns: int
     create_ns: int
     positions: Positions = NEW
     entries: int = 0
@@ -34,12 +37,10 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class ParkedRow:
-    """An entry that nobody could deal with, put aside with the reason."""
+    """An entry of a job that nobody could deal with."""
 
     job: int
-    record: Record
-    attempts: int
-    reason: str
+    parked: Parked
 
 
 def job_columns(row: JobRow) -> Columns:
@@ -52,7 +53,7 @@ def job_columns(row: JobRow) -> Columns:
         owner.user_namespace,
         owner.pid_namespace,
         row.definition,
-        int(row.running),
+        row.start_ns,
         row.create_ns,
         *at.head,
         *at.oldest,
@@ -67,7 +68,7 @@ def job_columns(row: JobRow) -> Columns:
 
 def job_row(columns: tuple) -> JobRow:  # type: ignore[type-arg]
     """A row of SELECT *."""
-    number, name, uid, user_namespace, pid_namespace, definition, running, create_ns = columns[:8]
+    number, name, uid, user_namespace, pid_namespace, definition, start_ns, create_ns = columns[:8]
     head, oldest, acked, seen = (Cursor(*columns[place : place + 2]) for place in (8, 10, 12, 14))
     dealt, entries, size, lost = columns[16:]
     return JobRow(
@@ -75,7 +76,7 @@ def job_row(columns: tuple) -> JobRow:  # type: ignore[type-arg]
         name=name,
         owner=Owner(uid, user_namespace, pid_namespace),
         definition=definition,
-        running=bool(running),
+        start_ns=start_ns,
         create_ns=create_ns,
         positions=Positions(head, oldest, acked, unpack_ranges(dealt), seen, lost),
         entries=entries,
@@ -102,6 +103,21 @@ def entry_record(columns: tuple) -> Record:  # type: ignore[type-arg]
         event=event or b"",
         loss=None if loss is None else unpack_loss(loss),
     )
+
+
+def parked_columns(row: ParkedRow) -> Columns:
+    """As INSERT takes them."""
+    parked = row.parked
+    loss = None if parked.loss is None else pack_loss(parked.loss)
+    facts = (parked.epoch, parked.last, parked.first, parked.attempts, parked.reason)
+    return row.job, *facts, parked.key, parked.event, loss
+
+
+def parked_row(columns: tuple) -> ParkedRow:  # type: ignore[type-arg]
+    """A row of SELECT *."""
+    job, epoch, last, first, attempts, reason, key, event, loss = columns
+    found = None if loss is None else unpack_loss(loss)
+    return ParkedRow(job, Parked(epoch, first, last, reason, attempts, key, event, found))
 
 
 def pack_loss(loss: Loss) -> bytes:

@@ -32,7 +32,7 @@ MIGRATIONS: tuple[str, ...] = (
         user_namespace INTEGER NOT NULL,
         pid_namespace INTEGER NOT NULL,
         definition BLOB NOT NULL,
-        running INTEGER NOT NULL,
+        start_ns INTEGER NOT NULL,
         create_ns INTEGER NOT NULL,
         epoch INTEGER NOT NULL,
         head INTEGER NOT NULL,
@@ -64,11 +64,11 @@ MIGRATIONS: tuple[str, ...] = (
         epoch INTEGER NOT NULL,
         last INTEGER NOT NULL,
         first INTEGER NOT NULL,
-        real_ns INTEGER NOT NULL,
         attempts INTEGER NOT NULL,
         reason TEXT NOT NULL,
         key BLOB NOT NULL,
-        event BLOB NOT NULL,
+        event BLOB,
+        loss BLOB,
         PRIMARY KEY (job, epoch, last)
     ) WITHOUT ROWID;
     """,

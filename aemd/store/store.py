@@ -12,7 +12,7 @@ refused, and whoever records it has to say that it was lost. `trouble` tells why
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -20,14 +20,17 @@ from aemd.core.history import Cursor, Keep, Range, Record
 from aemd.core.limits import SECOND
 from aemd.sources.reactor import Reactor, Timer
 from aemd.store.batch import Batch, Extent, Writer
-from aemd.store.rows import JobRow, ParkedRow, job_row
+from aemd.store.rows import JobRow, ParkedRow, job_row, parked_row
 from aemd.store.schema import explain, open_database
-from aemd.store.worker import Find, ListParked, Query, Read, Worker
+from aemd.store.worker import Find, Query, Read, Worker
 
 PENDING_BYTES_MAX = 64 * 1024 * 1024  # of entries that wait to be written
 RETRY_MIN_NS = 1 * SECOND
 RETRY_MAX_NS = 30 * SECOND
 AGE_CHECK_NS = 60 * SECOND  # how often histories are looked at for what is too old, while there is a job
+_NEWEST = (
+    "SELECT event FROM entries WHERE job = ? AND event IS NOT NULL ORDER BY epoch DESC, last DESC LIMIT 1"
+)
 ID_BLOCK = 65_536  # job ids are taken from the file in blocks: one write for so many jobs
 
 
@@ -41,12 +44,13 @@ class Store:
         *,
         keep_of: Callable[[JobRow], Keep],
         trimmed: Callable[[int, Cursor], None],
-        written: Callable[[], None],
+        written: Callable[[Iterable[int]], None],
     ) -> None:
         """Open the file; StoreError if it cannot be used.
 
         `keep_of` says how much of a job's history is kept; `trimmed` hears that of a job everything up to a
-        position is gone; `written` that another batch has been written, or that one failed.
+        position is gone; `written` that more has been written, and of which jobs, or, with none, that it
+        could not be.
         """
         self.path = path
         self.trouble = ""
@@ -58,6 +62,9 @@ class Store:
         try:
             self.jobs = [job_row(row) for row in database.execute("SELECT * FROM jobs ORDER BY id")]
             meta = dict(database.execute("SELECT name, value FROM meta"))
+            newest = ((row.id, database.execute(_NEWEST, (row.id,)).fetchone()) for row in self.jobs)
+            self.newest: dict[int, bytes] = {job: found[0] for job, found in newest if found is not None}
+            self.parked = [parked_row(row) for row in database.execute("SELECT * FROM parked")]
             self.clean = bool(meta["clean"])
             self.next_id = meta["next_job"]
             database.execute("UPDATE meta SET value = 0 WHERE name = 'clean'")
@@ -111,13 +118,13 @@ class Store:
         """What its answering client has dealt with, and what it was sent."""
         self._next.acked[job] = (acked, seen, dealt)
 
-    def set_running(self, job: int, running: bool) -> None:
-        """It is started, or stopped."""
-        self._next.running[job] = running
+    def set_started(self, job: int, start_ns: int) -> None:
+        """When it was started; STOPPED or SPENT."""
+        self._next.started[job] = start_ns
 
     def park(self, row: ParkedRow) -> None:
         """An entry was put aside."""
-        key = (row.job, row.record.epoch, row.record.last)
+        key = (row.job, *row.parked.cursor)
         self._next.parked[key] = row
         self._next.unparked.discard(key)
 
@@ -160,12 +167,6 @@ class Store:
         """The position before the first entry of `job` that was recorded at or after a time."""
         self._worker.submit(Find(job, real_ns, done))
 
-    def list_parked(
-        self, job: int, after: Cursor, *, entries_max: int, done: Callable[[list[ParkedRow]], None]
-    ) -> None:
-        """What was put aside of `job`."""
-        self._worker.submit(ListParked(job, after, entries_max, done))
-
     # -- the end
 
     def close(self) -> bool:
@@ -205,7 +206,7 @@ class Store:
                 self._written_to[job] = records[-1].cursor
         for job, oldest in trimmed.items():
             self._trimmed(job, oldest)
-        self._told()
+        self._told(batch.entries)
 
     def _fail(self, error: sqlite3.Error) -> None:
         found = explain(self.path, error)
@@ -214,7 +215,7 @@ class Store:
         self.trouble = str(found)
         self._retry = self._clock.call_at(self._clock.now_ns() + self._retry_ns, self._again)
         self._retry_ns = min(2 * self._retry_ns, RETRY_MAX_NS)
-        self._told()
+        self._told(())
 
     def _again(self, _now_ns: int) -> None:
         self._retry = None

@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from aemd.core.history import Cursor, Record
 from aemd.sources.reactor import Reactor
 from aemd.store.batch import Batch, Writer
-from aemd.store.rows import ParkedRow, entry_record
+from aemd.store.rows import entry_record
 
 END_SECONDS = 10.0  # for what is queued when the daemon ends; one slow fsync
 
@@ -31,10 +31,6 @@ _READ = (
     " WHERE job = ? AND (epoch, last) > (?, ?) ORDER BY epoch, last LIMIT ?"
 )
 _FIND = "SELECT epoch, first FROM entries WHERE job = ? AND real_ns >= ? ORDER BY epoch, last LIMIT 1"
-_PARKED = (
-    "SELECT epoch, last, first, real_ns, key, event, NULL, attempts, reason FROM parked"
-    " WHERE job = ? AND (epoch, last) > (?, ?) ORDER BY epoch, last LIMIT ?"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +72,7 @@ class Find:
         return None if row is None else Cursor(row[0], row[1] - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class ListParked:
-    """Wants what was put aside of `job`, behind `after`."""
-
-    job: int
-    after: Cursor
-    entries_max: int
-    done: Callable[[list[ParkedRow]], None]
-
-    def run(self, database: sqlite3.Connection) -> list[ParkedRow]:
-        """The entries."""
-        rows = database.execute(_PARKED, (self.job, *self.after, self.entries_max))
-        return [ParkedRow(self.job, entry_record(row[:7]), row[7], row[8]) for row in rows]
-
-
-Query = Read | Find | ListParked
+Query = Read | Find
 
 
 class Worker:

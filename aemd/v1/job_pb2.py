@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10\x61\x65m/v1/job.proto\x12\x06\x61\x65m.v1\x1a google/protobuf/field_mask.proto\"\x88\x01\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0f\n\x05truth\x18\x04 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x12!\n\x04list\x18\x06 \x01(\x0b\x32\x11.aem.v1.ValueListH\x00\x42\x06\n\x04kind\"*\n\tValueList\x12\x1d\n\x06values\x18\x01 \x03(\x0b\x32\r.aem.v1.Value\"\x85\x02\n\x07Options\x12\x10\n\x08one_shot\x18\x01 \x01(\x08\x12\x15\n\x08priority\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\r\x12\x13\n\x0bqueue_bytes\x18\x04 \x01(\x04\x12\"\n\x08overflow\x18\x05 \x01(\x0e\x32\x10.aem.v1.Overflow\x12\x30\n\x0f\x61\x63knowledgement\x18\x06 \x01(\x0e\x32\x17.aem.v1.Acknowledgement\x12\x16\n\x0e\x61\x63k_timeout_ns\x18\x07 \x01(\x03\x12\x14\n\x0c\x61ttempts_max\x18\x08 \x01(\r\x12\x10\n\x08lease_ns\x18\t \x01(\x03\x42\x0b\n\t_priorityJ\x04\x08\n\x10\x0e\"\'\n\x06\x43redit\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"$\n\x06\x43ursor\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"\xa5\x03\n\x08JobStats\x12\r\n\x05\x66ires\x18\x01 \x01(\x04\x12\x11\n\tdelivered\x18\x02 \x01(\x04\x12\x13\n\x0bredelivered\x18\x03 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x0c\n\x04lost\x18\x06 \x01(\x04\x12\x0e\n\x06queued\x18\x07 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x08 \x01(\x04\x12\x11\n\tin_flight\x18\t \x01(\x04\x12\x0e\n\x06parked\x18\n \x01(\x04\x12\x19\n\x11last_fire_time_ns\x18\x0b \x01(\x03\x12\x12\n\nlast_error\x18\x0c \x01(\t\x12\x1a\n\x12last_error_time_ns\x18\r \x01(\x03\x12\x1c\n\x04head\x18\x0e \x01(\x0b\x32\x0e.aem.v1.Cursor\x12\x1d\n\x05\x61\x63ked\x18\x0f \x01(\x0b\x32\x0e.aem.v1.Cursor\x12\x0b\n\x03lag\x18\x10 \x01(\x04\x12\x13\n\x0blost_kernel\x18\x11 \x01(\x04\x12\x13\n\x0blost_source\x18\x12 \x01(\x04\x12\x10\n\x08lost_job\x18\x13 \x01(\x04\x12\x14\n\x0clost_session\x18\x14 \x01(\x04\"\xb4\x03\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\'\n\x06params\x18\x04 \x03(\x0b\x32\x17.aem.v1.Job.ParamsEntry\x12 \n\x07options\x18\x05 \x01(\x0b\x32\x0f.aem.v1.Options\x12\x1c\n\x05state\x18\x06 \x01(\x0e\x32\r.aem.v1.State\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05label\x18\x08 \x01(\t\x12\x0b\n\x03uid\x18\t \x01(\r\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x0f\n\x07session\x18\x0b \x01(\t\x12\x16\n\x0e\x63reate_time_ns\x18\x0c \x01(\x03\x12\x1f\n\x05stats\x18\r \x01(\x0b\x32\x10.aem.v1.JobStats\x12)\n\x07\x64\x65tails\x18\x0e \x03(\x0b\x32\x18.aem.v1.Job.DetailsEntry\x1a<\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1c\n\x05value\x18\x02 \x01(\x0b\x32\r.aem.v1.Value:\x02\x38\x01\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"f\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x1c\n\x05state\x18\x04 \x01(\x0e\x32\r.aem.v1.State\"F\n\x10ListJobsResponse\x12\x19\n\x04jobs\x18\x01 \x03(\x0b\x32\x0b.aem.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fStartJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1e\n\x0eStopJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x12ShutdownJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\x02 \x01(\x03\"]\n\x10UpdateJobRequest\x12\x18\n\x03job\x18\x01 \x01(\x0b\x32\x0b.aem.v1.Job\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask*\x88\x01\n\x08Overflow\x12\x18\n\x14OVERFLOW_UNSPECIFIED\x10\x00\x12\x18\n\x14OVERFLOW_DROP_OLDEST\x10\x01\x12\x18\n\x14OVERFLOW_DROP_NEWEST\x10\x02\x12\x13\n\x0fOVERFLOW_LATEST\x10\x03\x12\x19\n\x15OVERFLOW_PAUSE_SOURCE\x10\x04*\x8a\x01\n\x0f\x41\x63knowledgement\x12\x1f\n\x1b\x41\x43KNOWLEDGEMENT_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41\x43KNOWLEDGEMENT_CUMULATIVE\x10\x01\x12\x1c\n\x18\x41\x43KNOWLEDGEMENT_EXPLICIT\x10\x02\x12\x18\n\x14\x41\x43KNOWLEDGEMENT_NONE\x10\x03*|\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_REGISTERED\x10\x01\x12\x0f\n\x0bSTATE_ARMED\x10\x02\x12\x12\n\x0eSTATE_DEGRADED\x10\x03\x12\x11\n\rSTATE_CLOSING\x10\x04\x12\x0e\n\nSTATE_GONE\x10\x05\x32\xc7\x02\n\nJobService\x12,\n\x06GetJob\x12\x15.aem.v1.GetJobRequest\x1a\x0b.aem.v1.Job\x12=\n\x08ListJobs\x12\x17.aem.v1.ListJobsRequest\x1a\x18.aem.v1.ListJobsResponse\x12\x30\n\x08StartJob\x12\x17.aem.v1.StartJobRequest\x1a\x0b.aem.v1.Job\x12.\n\x07StopJob\x12\x16.aem.v1.StopJobRequest\x1a\x0b.aem.v1.Job\x12\x36\n\x0bShutdownJob\x12\x1a.aem.v1.ShutdownJobRequest\x1a\x0b.aem.v1.Job\x12\x32\n\tUpdateJob\x12\x18.aem.v1.UpdateJobRequest\x1a\x0b.aem.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10\x61\x65m/v1/job.proto\x12\x06\x61\x65m.v1\x1a google/protobuf/field_mask.proto\"\x88\x01\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0f\n\x05truth\x18\x04 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x12!\n\x04list\x18\x06 \x01(\x0b\x32\x11.aem.v1.ValueListH\x00\x42\x06\n\x04kind\"*\n\tValueList\x12\x1d\n\x06values\x18\x01 \x03(\x0b\x32\r.aem.v1.Value\"\x85\x02\n\x07Options\x12\x10\n\x08one_shot\x18\x01 \x01(\x08\x12\x15\n\x08priority\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\r\x12\x13\n\x0bqueue_bytes\x18\x04 \x01(\x04\x12\"\n\x08overflow\x18\x05 \x01(\x0e\x32\x10.aem.v1.Overflow\x12\x30\n\x0f\x61\x63knowledgement\x18\x06 \x01(\x0e\x32\x17.aem.v1.Acknowledgement\x12\x16\n\x0e\x61\x63k_timeout_ns\x18\x07 \x01(\x03\x12\x14\n\x0c\x61ttempts_max\x18\x08 \x01(\r\x12\x10\n\x08lease_ns\x18\t \x01(\x03\x42\x0b\n\t_priorityJ\x04\x08\n\x10\x0e\"\'\n\x06\x43redit\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"$\n\x06\x43ursor\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"6\n\x04Keep\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x61ge_ns\x18\x03 \x01(\x03\"\xa5\x03\n\x08JobStats\x12\r\n\x05\x66ires\x18\x01 \x01(\x04\x12\x11\n\tdelivered\x18\x02 \x01(\x04\x12\x13\n\x0bredelivered\x18\x03 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x0c\n\x04lost\x18\x06 \x01(\x04\x12\x0e\n\x06queued\x18\x07 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x08 \x01(\x04\x12\x11\n\tin_flight\x18\t \x01(\x04\x12\x0e\n\x06parked\x18\n \x01(\x04\x12\x19\n\x11last_fire_time_ns\x18\x0b \x01(\x03\x12\x12\n\nlast_error\x18\x0c \x01(\t\x12\x1a\n\x12last_error_time_ns\x18\r \x01(\x03\x12\x1c\n\x04head\x18\x0e \x01(\x0b\x32\x0e.aem.v1.Cursor\x12\x1d\n\x05\x61\x63ked\x18\x0f \x01(\x0b\x32\x0e.aem.v1.Cursor\x12\x0b\n\x03lag\x18\x10 \x01(\x04\x12\x13\n\x0blost_kernel\x18\x11 \x01(\x04\x12\x13\n\x0blost_source\x18\x12 \x01(\x04\x12\x10\n\x08lost_job\x18\x13 \x01(\x04\x12\x14\n\x0clost_session\x18\x14 \x01(\x04\"\x97\x04\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\'\n\x06params\x18\x04 \x03(\x0b\x32\x17.aem.v1.Job.ParamsEntry\x12 \n\x07options\x18\x05 \x01(\x0b\x32\x0f.aem.v1.Options\x12\x1c\n\x05state\x18\x06 \x01(\x0e\x32\r.aem.v1.State\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05label\x18\x08 \x01(\t\x12\x0b\n\x03uid\x18\t \x01(\r\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x0f\n\x07session\x18\x0b \x01(\t\x12\x16\n\x0e\x63reate_time_ns\x18\x0c \x01(\x03\x12\x1f\n\x05stats\x18\r \x01(\x0b\x32\x10.aem.v1.JobStats\x12)\n\x07\x64\x65tails\x18\x0e \x03(\x0b\x32\x18.aem.v1.Job.DetailsEntry\x12\x14\n\x0c\x64urable_name\x18\x0f \x01(\t\x12\x1a\n\x04keep\x18\x10 \x01(\x0b\x32\x0c.aem.v1.Keep\x12\x1e\n\x06oldest\x18\x11 \x01(\x0b\x32\x0e.aem.v1.Cursor\x12\x0f\n\x07readers\x18\x12 \x01(\r\x1a<\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1c\n\x05value\x18\x02 \x01(\x0b\x32\r.aem.v1.Value:\x02\x38\x01\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"f\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x1c\n\x05state\x18\x04 \x01(\x0e\x32\r.aem.v1.State\"F\n\x10ListJobsResponse\x12\x19\n\x04jobs\x18\x01 \x03(\x0b\x32\x0b.aem.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fStartJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1e\n\x0eStopJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x12ShutdownJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\x02 \x01(\x03\"]\n\x10UpdateJobRequest\x12\x18\n\x03job\x18\x01 \x01(\x0b\x32\x0b.aem.v1.Job\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x82\x02\n\x10\x43reateJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x34\n\x06params\x18\x03 \x03(\x0b\x32$.aem.v1.CreateJobRequest.ParamsEntry\x12 \n\x07options\x18\x04 \x01(\x0b\x32\x0f.aem.v1.Options\x12\x1a\n\x04keep\x18\x05 \x01(\x0b\x32\x0c.aem.v1.Keep\x12\r\n\x05label\x18\x06 \x01(\t\x12\x0f\n\x07stopped\x18\x07 \x01(\x08\x1a<\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1c\n\x05value\x18\x02 \x01(\x0b\x32\r.aem.v1.Value:\x02\x38\x01\"H\n\x11ListParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"{\n\x0bParkedEntry\x12\x1e\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x0e.aem.v1.Cursor\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x65vent\x18\x05 \x01(\x0c\x12\x0c\n\x04kept\x18\x06 \x01(\x08\"S\n\x12ListParkedResponse\x12$\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x13.aem.v1.ParkedEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x12RetryParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x07\x63ursors\x18\x02 \x03(\x0b\x32\x0e.aem.v1.Cursor\"&\n\x13RetryParkedResponse\x12\x0f\n\x07retried\x18\x01 \x01(\x04\"\xb1\x01\n\rJobDefinition\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.aem.v1.CreateJobRequest\x12\x0b\n\x03gid\x18\x02 \x01(\r\x12\x0e\n\x06groups\x18\x03 \x03(\r\x12\x16\n\x0esecurity_label\x18\x04 \x01(\t\x12\x12\n\nexecutable\x18\x05 \x01(\t\x12\x0e\n\x06\x63group\x18\x06 \x01(\t\x12\x0c\n\x04unit\x18\x07 \x01(\t\x12\x0e\n\x06proven\x18\x08 \x01(\x08*\x88\x01\n\x08Overflow\x12\x18\n\x14OVERFLOW_UNSPECIFIED\x10\x00\x12\x18\n\x14OVERFLOW_DROP_OLDEST\x10\x01\x12\x18\n\x14OVERFLOW_DROP_NEWEST\x10\x02\x12\x13\n\x0fOVERFLOW_LATEST\x10\x03\x12\x19\n\x15OVERFLOW_PAUSE_SOURCE\x10\x04*\x8a\x01\n\x0f\x41\x63knowledgement\x12\x1f\n\x1b\x41\x43KNOWLEDGEMENT_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41\x43KNOWLEDGEMENT_CUMULATIVE\x10\x01\x12\x1c\n\x18\x41\x43KNOWLEDGEMENT_EXPLICIT\x10\x02\x12\x18\n\x14\x41\x43KNOWLEDGEMENT_NONE\x10\x03*|\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_REGISTERED\x10\x01\x12\x0f\n\x0bSTATE_ARMED\x10\x02\x12\x12\n\x0eSTATE_DEGRADED\x10\x03\x12\x11\n\rSTATE_CLOSING\x10\x04\x12\x0e\n\nSTATE_GONE\x10\x05\x32\x88\x04\n\nJobService\x12,\n\x06GetJob\x12\x15.aem.v1.GetJobRequest\x1a\x0b.aem.v1.Job\x12=\n\x08ListJobs\x12\x17.aem.v1.ListJobsRequest\x1a\x18.aem.v1.ListJobsResponse\x12\x30\n\x08StartJob\x12\x17.aem.v1.StartJobRequest\x1a\x0b.aem.v1.Job\x12.\n\x07StopJob\x12\x16.aem.v1.StopJobRequest\x1a\x0b.aem.v1.Job\x12\x36\n\x0bShutdownJob\x12\x1a.aem.v1.ShutdownJobRequest\x1a\x0b.aem.v1.Job\x12\x32\n\tUpdateJob\x12\x18.aem.v1.UpdateJobRequest\x1a\x0b.aem.v1.Job\x12\x32\n\tCreateJob\x12\x18.aem.v1.CreateJobRequest\x1a\x0b.aem.v1.Job\x12\x43\n\nListParked\x12\x19.aem.v1.ListParkedRequest\x1a\x1a.aem.v1.ListParkedResponse\x12\x46\n\x0bRetryParked\x12\x1a.aem.v1.RetryParkedRequest\x1a\x1b.aem.v1.RetryParkedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOB_PARAMSENTRY']._serialized_options = b'8\001'
   _globals['_JOB_DETAILSENTRY']._loaded_options = None
   _globals['_JOB_DETAILSENTRY']._serialized_options = b'8\001'
-  _globals['_OVERFLOW']._serialized_start=1876
-  _globals['_OVERFLOW']._serialized_end=2012
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=2015
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=2153
-  _globals['_STATE']._serialized_start=2155
-  _globals['_STATE']._serialized_end=2279
+  _globals['_CREATEJOBREQUEST_PARAMSENTRY']._loaded_options = None
+  _globals['_CREATEJOBREQUEST_PARAMSENTRY']._serialized_options = b'8\001'
+  _globals['_OVERFLOW']._serialized_start=2865
+  _globals['_OVERFLOW']._serialized_end=3001
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=3004
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=3142
+  _globals['_STATE']._serialized_start=3144
+  _globals['_STATE']._serialized_end=3268
   _globals['_VALUE']._serialized_start=63
   _globals['_VALUE']._serialized_end=199
   _globals['_VALUELIST']._serialized_start=201
@@ -52,28 +54,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDIT']._serialized_end=548
   _globals['_CURSOR']._serialized_start=550
   _globals['_CURSOR']._serialized_end=586
-  _globals['_JOBSTATS']._serialized_start=589
-  _globals['_JOBSTATS']._serialized_end=1010
-  _globals['_JOB']._serialized_start=1013
-  _globals['_JOB']._serialized_end=1449
-  _globals['_JOB_PARAMSENTRY']._serialized_start=1341
-  _globals['_JOB_PARAMSENTRY']._serialized_end=1401
-  _globals['_JOB_DETAILSENTRY']._serialized_start=1403
-  _globals['_JOB_DETAILSENTRY']._serialized_end=1449
-  _globals['_GETJOBREQUEST']._serialized_start=1451
-  _globals['_GETJOBREQUEST']._serialized_end=1480
-  _globals['_LISTJOBSREQUEST']._serialized_start=1482
-  _globals['_LISTJOBSREQUEST']._serialized_end=1584
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1586
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1656
-  _globals['_STARTJOBREQUEST']._serialized_start=1658
-  _globals['_STARTJOBREQUEST']._serialized_end=1689
-  _globals['_STOPJOBREQUEST']._serialized_start=1691
-  _globals['_STOPJOBREQUEST']._serialized_end=1721
-  _globals['_SHUTDOWNJOBREQUEST']._serialized_start=1723
-  _globals['_SHUTDOWNJOBREQUEST']._serialized_end=1778
-  _globals['_UPDATEJOBREQUEST']._serialized_start=1780
-  _globals['_UPDATEJOBREQUEST']._serialized_end=1873
-  _globals['_JOBSERVICE']._serialized_start=2282
-  _globals['_JOBSERVICE']._serialized_end=2609
+  _globals['_KEEP']._serialized_start=588
+  _globals['_KEEP']._serialized_end=642
+  _globals['_JOBSTATS']._serialized_start=645
+  _globals['_JOBSTATS']._serialized_end=1066
+  _globals['_JOB']._serialized_start=1069
+  _globals['_JOB']._serialized_end=1604
+  _globals['_JOB_PARAMSENTRY']._serialized_start=1496
+  _globals['_JOB_PARAMSENTRY']._serialized_end=1556
+  _globals['_JOB_DETAILSENTRY']._serialized_start=1558
+  _globals['_JOB_DETAILSENTRY']._serialized_end=1604
+  _globals['_GETJOBREQUEST']._serialized_start=1606
+  _globals['_GETJOBREQUEST']._serialized_end=1635
+  _globals['_LISTJOBSREQUEST']._serialized_start=1637
+  _globals['_LISTJOBSREQUEST']._serialized_end=1739
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1741
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1811
+  _globals['_STARTJOBREQUEST']._serialized_start=1813
+  _globals['_STARTJOBREQUEST']._serialized_end=1844
+  _globals['_STOPJOBREQUEST']._serialized_start=1846
+  _globals['_STOPJOBREQUEST']._serialized_end=1876
+  _globals['_SHUTDOWNJOBREQUEST']._serialized_start=1878
+  _globals['_SHUTDOWNJOBREQUEST']._serialized_end=1933
+  _globals['_UPDATEJOBREQUEST']._serialized_start=1935
+  _globals['_UPDATEJOBREQUEST']._serialized_end=2028
+  _globals['_CREATEJOBREQUEST']._serialized_start=2031
+  _globals['_CREATEJOBREQUEST']._serialized_end=2289
+  _globals['_CREATEJOBREQUEST_PARAMSENTRY']._serialized_start=1496
+  _globals['_CREATEJOBREQUEST_PARAMSENTRY']._serialized_end=1556
+  _globals['_LISTPARKEDREQUEST']._serialized_start=2291
+  _globals['_LISTPARKEDREQUEST']._serialized_end=2363
+  _globals['_PARKEDENTRY']._serialized_start=2365
+  _globals['_PARKEDENTRY']._serialized_end=2488
+  _globals['_LISTPARKEDRESPONSE']._serialized_start=2490
+  _globals['_LISTPARKEDRESPONSE']._serialized_end=2573
+  _globals['_RETRYPARKEDREQUEST']._serialized_start=2575
+  _globals['_RETRYPARKEDREQUEST']._serialized_end=2642
+  _globals['_RETRYPARKEDRESPONSE']._serialized_start=2644
+  _globals['_RETRYPARKEDRESPONSE']._serialized_end=2682
+  _globals['_JOBDEFINITION']._serialized_start=2685
+  _globals['_JOBDEFINITION']._serialized_end=2862
+  _globals['_JOBSERVICE']._serialized_start=3271
+  _globals['_JOBSERVICE']._serialized_end=3791
 # @@protoc_insertion_point(module_scope)

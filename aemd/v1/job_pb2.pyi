@@ -299,6 +299,36 @@ class Cursor(_message.Message):
 Global___Cursor: _TypeAlias = Cursor  # noqa: Y015
 
 @_typing.final
+class Keep(_message.Message):
+    """How much of a durable job's history is kept. Zero always means the default."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    AGE_NS_FIELD_NUMBER: _builtins.int
+    entries: _builtins.int
+    """So many entries; default 10,000."""
+    bytes: _builtins.int
+    """So many bytes of events and keys; default 16 MiB. Charged to history_bytes of the user."""
+    age_ns: _builtins.int
+    """What is older goes, nanoseconds; default 7 days."""
+    def __init__(
+        self,
+        *,
+        entries: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        age_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ns", b"age_ns", "bytes", b"bytes", "entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Keep: _TypeAlias = Keep  # noqa: Y015
+
+@_typing.final
 class JobStats(_message.Message):
     """What has happened to a job so far. Counts are of stimuli unless said otherwise."""
 
@@ -461,6 +491,10 @@ class Job(_message.Message):
     CREATE_TIME_NS_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    DURABLE_NAME_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    OLDEST_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The resource name, jobs/{id}."""
     id: _builtins.int
@@ -481,6 +515,10 @@ class Job(_message.Message):
     """The session that holds it, sessions/{id}."""
     create_time_ns: _builtins.int
     """When it was registered, CLOCK_REALTIME nanoseconds."""
+    durable_name: _builtins.str
+    """With a durable job: its name, unique among its owner's. Empty: it ends with its session."""
+    readers: _builtins.int
+    """With a durable job: how many bindings read it."""
     @_builtins.property
     def params(self) -> _containers.MessageMap[_builtins.str, Global___Value]:
         """Its parameters as they were given."""
@@ -496,6 +534,14 @@ class Job(_message.Message):
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The module's own view of the job, for people: addresses, next expiration, connections."""
+
+    @_builtins.property
+    def keep(self) -> Global___Keep:
+        """With a durable job: how much of its history is kept, defaults filled in."""
+
+    @_builtins.property
+    def oldest(self) -> Global___Cursor:
+        """With a durable job: everything up to here is no longer kept."""
 
     def __init__(
         self,
@@ -514,10 +560,14 @@ class Job(_message.Message):
         create_time_ns: _builtins.int = ...,
         stats: Global___JobStats | None = ...,
         details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        durable_name: _builtins.str = ...,
+        keep: Global___Keep | None = ...,
+        oldest: Global___Cursor | None = ...,
+        readers: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "oldest", b"oldest", "options", b"options", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ns", b"create_time_ns", "details", b"details", "id", b"id", "label", b"label", "module", b"module", "name", b"name", "options", b"options", "params", b"params", "pid", b"pid", "reason", b"reason", "session", b"session", "state", b"state", "stats", b"stats", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ns", b"create_time_ns", "details", b"details", "durable_name", b"durable_name", "id", b"id", "keep", b"keep", "label", b"label", "module", b"module", "name", b"name", "oldest", b"oldest", "options", b"options", "params", b"params", "pid", b"pid", "readers", b"readers", "reason", b"reason", "session", b"session", "state", b"state", "stats", b"stats", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,7 +581,7 @@ class GetJobRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. jobs/{id}."""
+    """Required. jobs/{id}, or of a durable job jobs/{durable_name}."""
     def __init__(
         self,
         *,
@@ -615,7 +665,7 @@ class StartJobRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. jobs/{id}."""
+    """Required. jobs/{id}, or of a durable job jobs/{durable_name}."""
     def __init__(
         self,
         *,
@@ -637,7 +687,7 @@ class StopJobRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. jobs/{id}."""
+    """Required. jobs/{id}, or of a durable job jobs/{durable_name}."""
     def __init__(
         self,
         *,
@@ -660,7 +710,7 @@ class ShutdownJobRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DEADLINE_NS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. jobs/{id}."""
+    """Required. jobs/{id}, or of a durable job jobs/{durable_name}."""
     deadline_ns: _builtins.int
     """How long to wait for the handler that runs, nanoseconds; 0: 5 s, at most 10 min."""
     def __init__(
@@ -706,3 +756,282 @@ class UpdateJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateJobRequest: _TypeAlias = UpdateJobRequest  # noqa: Y015
+
+@_typing.final
+class CreateJobRequest(_message.Message):
+    """Asks for a durable job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParamsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODULE_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. The name: 1 to 64 letters, digits, dots, dashes and underscores, not only digits."""
+    module: _builtins.str
+    """Required. The event module."""
+    label: _builtins.str
+    """What its owner calls it."""
+    stopped: _builtins.bool
+    """Do not start it."""
+    @_builtins.property
+    def params(self) -> _containers.MessageMap[_builtins.str, Global___Value]:
+        """Its parameters."""
+
+    @_builtins.property
+    def options(self) -> Global___Options:
+        """How the job behaves; lease_ns is that of its bindings."""
+
+    @_builtins.property
+    def keep(self) -> Global___Keep:
+        """How much of its history is kept."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        module: _builtins.str = ...,
+        params: _abc.Mapping[_builtins.str, Global___Value] | None = ...,
+        options: Global___Options | None = ...,
+        keep: Global___Keep | None = ...,
+        label: _builtins.str = ...,
+        stopped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "label", b"label", "module", b"module", "name", b"name", "options", b"options", "params", b"params", "stopped", b"stopped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
+
+@_typing.final
+class ListParkedRequest(_message.Message):
+    """Asks for a page of what was put aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. jobs/{id}, or of a durable job jobs/{durable_name}."""
+    page_size: _builtins.int
+    """How many at most; 0: 100; at most 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedRequest: _TypeAlias = ListParkedRequest  # noqa: Y015
+
+@_typing.final
+class ParkedEntry(_message.Message):
+    """An entry that was put aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """Its first number."""
+    attempts: _builtins.int
+    """How often it was delivered."""
+    reason: _builtins.str
+    """Why it was put aside."""
+    event: _builtins.bytes
+    """The encoded Event; empty if it is a gap, or was not kept for want of room."""
+    kept: _builtins.bool
+    """It can be delivered again."""
+    @_builtins.property
+    def cursor(self) -> Global___Cursor:
+        """Its last number."""
+
+    def __init__(
+        self,
+        *,
+        cursor: Global___Cursor | None = ...,
+        first: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        event: _builtins.bytes = ...,
+        kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cursor", b"cursor", "event", b"event", "first", b"first", "kept", b"kept", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedEntry: _TypeAlias = ParkedEntry  # noqa: Y015
+
+@_typing.final
+class ListParkedResponse(_message.Message):
+    """A page of what was put aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: there are no more."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedEntry]:
+        """The entries, by number."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___ParkedEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedResponse: _TypeAlias = ListParkedResponse  # noqa: Y015
+
+@_typing.final
+class RetryParkedRequest(_message.Message):
+    """Asks for what was put aside to be delivered once more, to the client that answers; there has to be one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CURSORS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. jobs/{id}, or of a durable job jobs/{durable_name}."""
+    @_builtins.property
+    def cursors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cursor]:
+        """Which, by their last numbers; none: all that can be."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        cursors: _abc.Iterable[Global___Cursor] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursors", b"cursors", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedRequest: _TypeAlias = RetryParkedRequest  # noqa: Y015
+
+@_typing.final
+class RetryParkedResponse(_message.Message):
+    """What was put aside is on its way again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    retried: _builtins.int
+    """So many entries."""
+    def __init__(
+        self,
+        *,
+        retried: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retried", b"retried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedResponse: _TypeAlias = RetryParkedResponse  # noqa: Y015
+
+@_typing.final
+class JobDefinition(_message.Message):
+    """What the store keeps of a durable job, so that it can be made again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    SECURITY_LABEL_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    CGROUP_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
+    gid: _builtins.int
+    """Its owner's group and supplementary groups when it was made."""
+    security_label: _builtins.str
+    """The security label."""
+    executable: _builtins.str
+    """The program."""
+    cgroup: _builtins.str
+    """The control group."""
+    unit: _builtins.str
+    """The systemd unit."""
+    proven: _builtins.bool
+    """These are the kernel's word."""
+    @_builtins.property
+    def request(self) -> Global___CreateJobRequest:
+        """As it was asked for."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The supplementary groups."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___CreateJobRequest | None = ...,
+        gid: _builtins.int = ...,
+        groups: _abc.Iterable[_builtins.int] | None = ...,
+        security_label: _builtins.str = ...,
+        executable: _builtins.str = ...,
+        cgroup: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        proven: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup", b"cgroup", "executable", b"executable", "gid", b"gid", "groups", b"groups", "proven", b"proven", "request", b"request", "security_label", b"security_label", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobDefinition: _TypeAlias = JobDefinition  # noqa: Y015

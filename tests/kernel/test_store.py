@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import pytest
 from aemd.core.entry import OVERFLOWED, SOURCE_FAILED
 from aemd.core.history import START, Cursor, Keep, Positions, Record
 from aemd.core.principal import Owner
+from aemd.core.stats import Parked
 from aemd.loop.loop import Loop
-from aemd.store.rows import JobRow, ParkedRow
+from aemd.store.rows import STOPPED, JobRow, ParkedRow
 from aemd.store.schema import VERSION, StoreError
 from aemd.store.store import ID_BLOCK, PENDING_BYTES_MAX, Store
 
@@ -41,7 +42,7 @@ class Bench:
         )
         self.open = True
 
-    def _written(self) -> None:
+    def _written(self, _jobs: Iterable[int]) -> None:
         self.told += 1
 
     def until(self, done: Callable[[], object]) -> None:
@@ -95,7 +96,7 @@ def job(number: int = 7, *, name: str = "backup", uid: int = 1000) -> JobRow:
         name=name,
         owner=Owner(uid),
         definition=b"\x00how to make it",
-        running=True,
+        start_ns=3,
         create_ns=5,
     )
 
@@ -115,7 +116,7 @@ def test_history_survives_its_daemon(make: Make) -> None:
     bench.store.put(job(), bench.keep)
     bench.store.append(7, records)
     bench.store.set_acked(7, Cursor(1, 1), Cursor(1, 5), ((5, 5),))
-    bench.store.set_running(7, False)
+    bench.store.set_started(7, STOPPED)
     bench.write()
     assert bench.store.written_to(7) == (1, 6)
     assert bench.close()
@@ -125,12 +126,13 @@ def test_history_survives_its_daemon(make: Make) -> None:
     assert again.store.jobs == [
         replace(
             job(),
-            running=False,
+            start_ns=STOPPED,
             positions=Positions(Cursor(1, 6), START, Cursor(1, 1), ((5, 5),), Cursor(1, 5), lost=4),
             entries=4,
             bytes=10,
         )
     ]
+    assert again.store.newest == {7: event(6).event}
     assert again.read(7) == records
     assert again.read(7, Cursor(1, 4)) == records[2:]
 
@@ -193,7 +195,7 @@ def test_a_job_that_is_gone_leaves_nothing(make: Make, tmp_path: Path) -> None:
     for number in (7, 8):
         bench.store.put(job(number, name=str(number)), bench.keep)
         bench.store.append(number, [event(n) for n in range(1, 25_000)])
-        bench.store.park(ParkedRow(number, event(1), 3, "failed"))
+        bench.store.park(ParkedRow(number, Parked(1, 1, 1, "failed", 3, b"", b"event")))
     bench.write()
     bench.store.forget(7)
     bench.write()
@@ -217,23 +219,23 @@ def test_a_position_is_found_by_time(make: Make) -> None:
     assert found == [(1, 0), (1, 1), (1, 1), None]
 
 
-def test_what_is_put_aside_is_listed_until_it_is_taken_back(make: Make) -> None:
+def test_what_is_put_aside_is_there_until_it_is_taken_back(make: Make) -> None:
     bench = make()
     bench.store.put(job(), bench.keep)
-    rows = [ParkedRow(7, event(number), 5, "exit status 1") for number in (3, 9)]
+    rows = [
+        ParkedRow(7, Parked(1, 3, 3, "exit status 1", 5, b"key", b"event")),
+        ParkedRow(7, Parked(1, 4, 6, "no room", 2)),
+        ParkedRow(7, Parked(2, 1, 1, "a gap", 1, b"", b"", SOURCE_FAILED)),
+    ]
     for row in rows:
         bench.store.park(row)
     bench.write()
-    found: list[list[ParkedRow]] = []
-    bench.store.list_parked(7, START, entries_max=10, done=found.append)
-    bench.store.list_parked(7, Cursor(1, 3), entries_max=10, done=found.append)
-    bench.until(lambda: len(found) == 2)
-    assert found == [rows, rows[1:]]
-    bench.store.unpark(7, Cursor(1, 3))
-    bench.write()
-    bench.store.list_parked(7, START, entries_max=10, done=found.append)
-    bench.until(lambda: len(found) == 3)
-    assert found[2] == rows[1:]
+    bench.close()
+    again = make()
+    assert again.store.parked == rows
+    again.store.unpark(7, Cursor(1, 3))
+    again.close()
+    assert make().store.parked == rows[1:]
 
 
 def test_a_daemon_that_was_killed_is_noticed(make: Make, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_daemon_that_was_killed_is_noticed(make: Make, tmp_path: Path) -> None
         from aemd.core.history import Keep
         from aemd.loop.loop import Loop
         from aemd.store.store import Store
-        store = Store(Loop(), sys.argv[1], keep_of=None, trimmed=None, written=int)
+        store = Store(Loop(), sys.argv[1], keep_of=None, trimmed=None, written=print)
         store.reserve(17)
         store.flush()
         store._worker.settle()
@@ -302,11 +304,11 @@ FULL = """if True:
 
     folder, start = sys.argv[1], Cursor(1, 0)
     loop, told = Loop(), []
-    def written():
+    def written(_jobs):
         told.append(bool(store.trouble))
     store = module.Store(loop, folder + "/aemd.db", keep_of=None, trimmed=None, written=written)
     keep = Keep(bytes=1 << 30)
-    store.put(JobRow(7, "full", Owner(0), b"", True, 0), keep)
+    store.put(JobRow(7, "full", Owner(0), b"", 1, 0), keep)
     with open(folder + "/filler", "wb") as filler:
         try:
             while True:

@@ -82,13 +82,31 @@ METHODS = {
         admin_pb2.ListSessionsRequest(page_size=1, page_token=page_token(target.session - 1)),
     ],
     "/aem.v1.AdminService/ReloadConfiguration": lambda _: [admin_pb2.ReloadConfigurationRequest()],
-    "/aem.v1.JobService/GetJob": lambda target: [job_pb2.GetJobRequest(name=target.job_name)],
+    "/aem.v1.JobService/CreateJob": lambda _: [
+        job_pb2.CreateJobRequest(name="kept", module="user", params=channel_params(0)),
+        job_pb2.CreateJobRequest(name="17", module="user", params=channel_params()),
+    ],
+    "/aem.v1.JobService/GetJob": lambda target: [
+        job_pb2.GetJobRequest(name=target.job_name),
+        job_pb2.GetJobRequest(name="jobs/kept"),
+    ],
     "/aem.v1.JobService/ListJobs": lambda target: [
         job_pb2.ListJobsRequest(),
         job_pb2.ListJobsRequest(module="user", state=job_pb2.STATE_ARMED),
         job_pb2.ListJobsRequest(page_size=1, page_token=page_token(target.job - 1)),
     ],
-    "/aem.v1.JobService/ShutdownJob": lambda target: [job_pb2.ShutdownJobRequest(name=target.job_name)],
+    "/aem.v1.JobService/ListParked": lambda target: [
+        job_pb2.ListParkedRequest(name=target.job_name),
+        job_pb2.ListParkedRequest(name="jobs/kept"),
+    ],
+    "/aem.v1.JobService/RetryParked": lambda target: [
+        job_pb2.RetryParkedRequest(name=target.job_name),
+        job_pb2.RetryParkedRequest(name="jobs/kept", cursors=[job_pb2.Cursor(epoch=1, seq=1)]),
+    ],
+    "/aem.v1.JobService/ShutdownJob": lambda target: [
+        job_pb2.ShutdownJobRequest(name=target.job_name),
+        job_pb2.ShutdownJobRequest(name="jobs/kept"),
+    ],
     "/aem.v1.JobService/StartJob": lambda target: [job_pb2.StartJobRequest(name=target.job_name)],
     "/aem.v1.JobService/StopJob": lambda target: [job_pb2.StopJobRequest(name=target.job_name)],
     "/aem.v1.JobService/UpdateJob": lambda target: [
@@ -114,6 +132,8 @@ FRAMES = {
     "bind": lambda target: [
         session_pb2.Bind(job=target.job),
         session_pb2.Bind(job=target.job, cursor=job_pb2.Cursor(epoch=1, seq=1)),
+        session_pb2.Bind(name="kept"),
+        session_pb2.Bind(name="kept", role=session_pb2.ROLE_FOLLOW, **{"from": session_pb2.FROM_OLDEST}),
     ],
     "unbind": lambda target: [session_pb2.Unbind(binding=target.job)],
     "start": lambda target: [session_pb2.Start(job=target.job)],

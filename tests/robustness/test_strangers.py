@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,9 +49,15 @@ class World:
             self.session.register("process", pid=os.getpid()).job,
         ]
         self.session.ask(**{"raise": session_pb2.Raise(channel="c", payloads=[b"secret"])})
+        request = job_pb2.CreateJobRequest(
+            name="kept", module="user", params={"channel": job_pb2.Value(text="kept")}
+        )
+        self.jobs.append(self.client.call("JobService/CreateJob", request, job_pb2.Job).id)
 
     def end(self):
         """Nothing is left of it."""
+        request = job_pb2.ShutdownJobRequest(name="jobs/kept")
+        self.client.call("JobService/ShutdownJob", request, job_pb2.Job)
         self.session.half_close()
         self.session.end()
         self.client.close()
@@ -104,7 +111,7 @@ def absent_pid():
 # A session's and a job's number is the next one, and what it did when it asked before is counted.
 ITS_OWN = ("hello", "register", "/aem.v1.AdminService/GetMetrics")
 NOT_FOUND = {  # methods and frames whose answer to a stranger is that
-    "EndSession", "GetJob", "ShutdownJob", "StartJob", "StopJob", "UpdateJob",
+    "EndSession", "GetJob", "ListParked", "RetryParked", "ShutdownJob", "StartJob", "StopJob", "UpdateJob",
     "ack", "bind", "bundle's", "complete", "grant", "nack", "op", "set_priority", "shutdown", "start", "stop",
     "unbind",
 }  # fmt: skip
@@ -121,6 +128,7 @@ def test_what_is_anothers_looks_byte_for_byte_like_what_is_not_there(launch, who
     assert there.session.events()[0][2].user.payload == b"secret"
     there.end()
     there.daemon.stop()
+    shutil.rmtree(f"{there.daemon.folder}/state")  # so that the next daemon gives out the same numbers
     gone = World(launch())
     gone.end()
     told_of_nothing = gone.ask(who)

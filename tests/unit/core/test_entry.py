@@ -97,6 +97,7 @@ def parked(bench):
     bench.engine.fire(job, b"event")
     bench.entries()
     bench.nack(job, 1, park=True)
+    bench.engine.retry(job, (), bench.now)
 
 
 def test_every_row_of_the_table_is_reached(bench, used):
@@ -107,7 +108,8 @@ def test_every_row_of_the_table_is_reached(bench, used):
 
 def test_terminal_states_have_no_way_out():
     left = {state for state, _ in TABLE}
-    assert set(EntryState) - left == {EntryState.ACKED, EntryState.PARKED, EntryState.DISCARDED}
+    assert set(EntryState) - left == {EntryState.ACKED, EntryState.DISCARDED}
+    assert {event for state, event in TABLE if state is EntryState.PARKED} == {EntryEvent.RETRY}
 
 
 def test_only_what_was_never_sent_can_be_dropped_or_merged():

@@ -66,6 +66,21 @@ class JobServiceStub(object):
                 request_serializer=aem_dot_v1_dot_job__pb2.UpdateJobRequest.SerializeToString,
                 response_deserializer=aem_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.CreateJob = channel.unary_unary(
+                '/aem.v1.JobService/CreateJob',
+                request_serializer=aem_dot_v1_dot_job__pb2.CreateJobRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.ListParked = channel.unary_unary(
+                '/aem.v1.JobService/ListParked',
+                request_serializer=aem_dot_v1_dot_job__pb2.ListParkedRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_job__pb2.ListParkedResponse.FromString,
+                _registered_method=True)
+        self.RetryParked = channel.unary_unary(
+                '/aem.v1.JobService/RetryParked',
+                request_serializer=aem_dot_v1_dot_job__pb2.RetryParkedRequest.SerializeToString,
+                response_deserializer=aem_dot_v1_dot_job__pb2.RetryParkedResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -115,6 +130,28 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJob(self, request, context):
+        """Makes a durable job: it outlives its client, the daemon and the machine, and keeps a history. Made again
+        with the same definition it is the one that is there; with another one that is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListParked(self, request, context):
+        """What was put aside of a job because nobody could deal with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryParked(self, request, context):
+        """Delivers what was put aside once more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +184,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.UpdateJob,
                     request_deserializer=aem_dot_v1_dot_job__pb2.UpdateJobRequest.FromString,
                     response_serializer=aem_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'CreateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJob,
+                    request_deserializer=aem_dot_v1_dot_job__pb2.CreateJobRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ListParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListParked,
+                    request_deserializer=aem_dot_v1_dot_job__pb2.ListParkedRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_job__pb2.ListParkedResponse.SerializeToString,
+            ),
+            'RetryParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryParked,
+                    request_deserializer=aem_dot_v1_dot_job__pb2.RetryParkedRequest.FromString,
+                    response_serializer=aem_dot_v1_dot_job__pb2.RetryParkedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +365,87 @@ class JobService(object):
             '/aem.v1.JobService/UpdateJob',
             aem_dot_v1_dot_job__pb2.UpdateJobRequest.SerializeToString,
             aem_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.JobService/CreateJob',
+            aem_dot_v1_dot_job__pb2.CreateJobRequest.SerializeToString,
+            aem_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.JobService/ListParked',
+            aem_dot_v1_dot_job__pb2.ListParkedRequest.SerializeToString,
+            aem_dot_v1_dot_job__pb2.ListParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aem.v1.JobService/RetryParked',
+            aem_dot_v1_dot_job__pb2.RetryParkedRequest.SerializeToString,
+            aem_dot_v1_dot_job__pb2.RetryParkedResponse.FromString,
             options,
             channel_credentials,
             insecure,

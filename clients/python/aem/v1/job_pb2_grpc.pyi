@@ -47,6 +47,14 @@ class JobServiceStub:
     """Ends a job, after the handler that runs now."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.UpdateJobRequest, _job_pb2.Job]
     """Changes a job; the priority is the only field that can be."""
+    CreateJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.Job]
+    """Makes a durable job: it outlives its client, the daemon and the machine, and keeps a history. Made again
+    with the same definition it is the one that is there; with another one that is ALREADY_EXISTS.
+    """
+    ListParked: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListParkedRequest, _job_pb2.ListParkedResponse]
+    """What was put aside of a job because nobody could deal with it."""
+    RetryParked: _grpc.UnaryUnaryMultiCallable[_job_pb2.RetryParkedRequest, _job_pb2.RetryParkedResponse]
+    """Delivers what was put aside once more."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -67,6 +75,14 @@ class JobServiceAsyncStub(JobServiceStub):
     """Ends a job, after the handler that runs now."""
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_pb2.UpdateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Changes a job; the priority is the only field that can be."""
+    CreateJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Makes a durable job: it outlives its client, the daemon and the machine, and keeps a history. Made again
+    with the same definition it is the one that is there; with another one that is ALREADY_EXISTS.
+    """
+    ListParked: _aio.UnaryUnaryMultiCallable[_job_pb2.ListParkedRequest, _job_pb2.ListParkedResponse]  # type: ignore[assignment]
+    """What was put aside of a job because nobody could deal with it."""
+    RetryParked: _aio.UnaryUnaryMultiCallable[_job_pb2.RetryParkedRequest, _job_pb2.RetryParkedResponse]  # type: ignore[assignment]
+    """Delivers what was put aside once more."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks after the caller's jobs; the administrator sees everybody's. A job of somebody else and a job
@@ -120,5 +136,31 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Changes a job; the priority is the only field that can be."""
+
+    @_abc_1.abstractmethod
+    def CreateJob(
+        self,
+        request: _job_pb2.CreateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Makes a durable job: it outlives its client, the daemon and the machine, and keeps a history. Made again
+        with the same definition it is the one that is there; with another one that is ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def ListParked(
+        self,
+        request: _job_pb2.ListParkedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.ListParkedResponse, _abc.Awaitable[_job_pb2.ListParkedResponse]]:
+        """What was put aside of a job because nobody could deal with it."""
+
+    @_abc_1.abstractmethod
+    def RetryParked(
+        self,
+        request: _job_pb2.RetryParkedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.RetryParkedResponse, _abc.Awaitable[_job_pb2.RetryParkedResponse]]:
+        """Delivers what was put aside once more."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,7 +34,7 @@ class _From:
 class _FromEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_From.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FROM_UNSPECIFIED: _From.ValueType  # 0
-    """The daemon's choice: NOW."""
+    """The daemon's choice: where the answering client was, else NOW."""
     FROM_NOW: _From.ValueType  # 1
     """After the newest event."""
     FROM_OLDEST: _From.ValueType  # 2
@@ -48,7 +48,7 @@ class From(_From, metaclass=_FromEnumTypeWrapper):
     """Where a binding begins."""
 
 FROM_UNSPECIFIED: From.ValueType  # 0
-"""The daemon's choice: NOW."""
+"""The daemon's choice: where the answering client was, else NOW."""
 FROM_NOW: From.ValueType  # 1
 """After the newest event."""
 FROM_OLDEST: From.ValueType  # 2
@@ -767,7 +767,10 @@ Global___Register: _TypeAlias = Register  # noqa: Y015
 
 @_typing.final
 class Bind(_message.Message):
-    """Asks for a hold on a job that exists: a durable one. Answered by Registered or Result."""
+    """Asks for a hold on a job that exists: a durable one. Answered by Registered or Result.
+
+    Without from a client that answers goes on where the one before it was, and one that follows begins NOW.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -777,12 +780,15 @@ class Bind(_message.Message):
     TIME_NS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     job: _builtins.int
-    """Required. The job."""
+    """The job; it or name is required."""
     time_ns: _builtins.int
     """For FROM_TIME, CLOCK_REALTIME nanoseconds."""
     role: Global___Role.ValueType
     """What for."""
+    name: _builtins.str
+    """The name of a durable job of the caller's, instead of job."""
     @_builtins.property
     def cursor(self) -> _job_pb2.Cursor:
         """For FROM_CURSOR."""
@@ -799,10 +805,11 @@ class Bind(_message.Message):
         time_ns: _builtins.int = ...,
         role: Global___Role.ValueType = ...,
         credit: _job_pb2.Credit | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "cursor", b"cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "cursor", b"cursor", "from", b"from", "job", b"job", "role", b"role", "time_ns", b"time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "cursor", b"cursor", "from", b"from", "job", b"job", "name", b"name", "role", b"role", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
