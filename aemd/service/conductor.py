@@ -157,26 +157,20 @@ class Conductor:
 
     def reopen_job(self, job: Job, *, start: bool) -> None:
         """Give a durable job to its module again; it stays closed, with the reason, if that refuses."""
-        self._closed.discard(job)
+        self._closed.add(job)
         try:
-            _module(job).open(job)
-        except Exception as error:
-            self._closed.add(job)
-            self.engine.suspend(job, self._explained(error, "open", job).message)
-            return
-        if not start:
-            return
-        try:
-            self.start(job)
+            self._open_closed(job)
+            if start:
+                self.start(job)
         except AemError as error:
             self.close_job(job, error.message)
 
     def close_job(self, job: Job, reason: str) -> None:
         """Take a durable job from its module, for now: it keeps its history, and what it is to do."""
-        if job in self._closed:
-            return
         self.engine.suspend(job, reason)
         self.settle()
+        if job in self._closed:
+            return
         if job.data is not None:
             self._close(job)
         self._closed.add(job)
@@ -223,6 +217,10 @@ class Conductor:
             job.durable.resumed = None
 
     def _open_closed(self, job: Job) -> None:
+        """Give a durable job to its module; that may be another one by now, and policy another as well."""
+        assert isinstance(job.params, bytes)
+        meant = self.meant(job.owner, job.traits.name, job_pb2.Job.FromString(job.params).params)
+        job.traits, job.values, job.ruling = meant.traits, meant.values, meant.ruling
         try:
             _module(job).open(job)
         except Exception as error:
