@@ -33,7 +33,6 @@ from aemd.service.views import packed_params
 from aemd.sources.reactor import Reactor
 from aemd.v1 import job_pb2, session_pb2
 
-Answer = Callable[["Job | AemError"], None]  # tells a client what became of its request
 SHARED_MAX = 4_096  # sets of parameters that are remembered; a real program has few
 
 
@@ -140,10 +139,8 @@ class Conductor:
         packed, values = self._values(known, module, params)
         return Meant(known, packed, values, self.authority.rule(principal, module.description, values))
 
-    def open_job(self, job: Job, *, start: bool, answer: Answer) -> bool:
-        """Make a durable job really valid, and start it if asked; AemError leaves nothing behind. False:
-        something must be done as its owner first, and `answer` is told what became of it.
-        """
+    def open_job(self, job: Job, *, start: bool) -> None:
+        """Make a durable job really valid, and start it if asked; AemError leaves nothing behind."""
         try:
             _module(job).open(job)
         except Exception as error:
@@ -153,7 +150,6 @@ class Conductor:
         if start:
             self._start_fresh(job)
         self.registered(job)
-        return True
 
     def reopen_job(self, job: Job, *, start: bool) -> None:
         """Give a durable job to its module again; it stays closed, with the reason, if that refuses."""

@@ -44,7 +44,6 @@ FETCH_BYTES = 1024 * 1024  # of history at once
 KEEP_ENTRIES_MAX = 1_000_000
 KEEP_BYTES_MAX = 1 << 30
 KEEP_AGE_MAX_NS = 366 * 86_400 * 10**9
-Answer = Callable[["Job | AemError"], None]
 
 
 class Durables:
@@ -185,9 +184,9 @@ class Durables:
 
     # -- making
 
-    def create(self, principal: Principal, request: job_pb2.CreateJobRequest, answer: Answer) -> Job | None:
+    def create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> Job:
         """A durable job for `principal`, or the one that is there if it is the same. AemError leaves nothing
-        behind. None: something must be done as the caller first; then `answer` is told.
+        behind.
         """
         store = self._need_store()
         _check_name(request.name)
@@ -217,16 +216,9 @@ class Durables:
             label=request.label,
             create_time_ns=self._conductor.now().real_ns,
         )
-        definition = _define(principal, request)
-
-        def opened(result: Job | AemError) -> None:
-            if isinstance(result, Job):
-                self._add(store, result, definition)
-            answer(result)
-
         job.ruling = meant.ruling
-        if not self._conductor.open_job(job, start=not request.stopped, answer=opened):
-            return None
+        definition = _define(principal, request)
+        self._conductor.open_job(job, start=not request.stopped)
         self._add(store, job, definition)
         return job
 

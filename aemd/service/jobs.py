@@ -96,9 +96,7 @@ class JobService:
         return self._view(job, principal)
 
     def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> job_pb2.Job:
-        job = self._durables.create(principal, request, lambda _result: None)
-        assert job is not None
-        return self._view(job, principal)
+        return self._view(self._durables.create(principal, request), principal)
 
     def _list_parked(
         self, principal: Principal, request: job_pb2.ListParkedRequest
