@@ -136,6 +136,12 @@ def _judge(what: str, status: admin_pb2.DaemonStatus) -> Iterator[Finding]:
         )
     if status.draining:
         yield warn(what, "it is about to end", "wait for the next one")
+    if status.configuration.error:
+        yield warn(
+            what,
+            f"its files have changed, and it goes on with what it had: {status.configuration.error}",
+            "mend them (`aemctl policy check`), then `aemctl reload`",
+        )
     if 0 < status.descriptors_max < DESCRIPTORS_MIN:
         yield warn(what, f"it may have {status.descriptors_max} descriptors", "LimitNOFILE= of aemd.service")
     if status.fronts_replaced:

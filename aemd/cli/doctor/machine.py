@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pwd
 import resource
 import stat
 import sys
-import tomllib
 from collections.abc import Iterator
 
 from aemd import __version__
@@ -21,6 +21,7 @@ DESCRIPTORS_MIN = 4_096  # below it a few hundred clients are all
 SOMAXCONN_MIN = 4_096  # as many as the daemon's socket asks for
 WATCHES_MIN = 65_536
 FREE_SHARE_MIN = 0.05
+PROBLEMS_MAX = 20  # `aemctl policy check` tells them all
 UNIT_FOLDERS = (
     "/etc/systemd/system",
     "/usr/local/lib/systemd/system",
@@ -109,46 +110,32 @@ def lodger() -> Finding:
     return ok("user aemd", f"uid {entry.pw_uid}")
 
 
-def configuration(folder: str = FOLDER) -> Iterator[Finding]:
-    """Whether the files of the configuration can be read, and changed by root only."""
-    found = 0
-    for path in _configuration_files(folder):
-        found += 1
-        yield _configuration_file(path)
-    if not found:
+def configuration(folder: str = FOLDER, uid: int = 0) -> Iterator[Finding]:
+    """Whether the daemon of `uid` can use what the files of its configuration say."""
+    from aemd.service.configuration import interpret
+    from aemd.service.files import ConfigurationError, read
+    from aemd.service.registry import installed_descriptions
+
+    try:
+        sources = read(folder, uid=uid)
+        known = interpret(sources, installed_descriptions())
+    except ConfigurationError as error:
+        for problem in error.problems[:PROBLEMS_MAX]:
+            yield _problem(str(problem))
+        return
+    for doubt in known.warnings:
+        yield warn("configuration", str(doubt), "`aemctl policy explain` shows what follows from it")
+    if sources:
+        rules = len(known.policy.rules)
+        yield ok("configuration", f"{folder}: {len(sources)} files, {rules} rules of policy")
+    else:
         yield ok("configuration", f"there are no files in {folder}: defaults")
 
 
-def _configuration_files(home: str) -> Iterator[str]:
-    main = os.path.join(home, "aemd.toml")
-    if os.path.lexists(main):
-        yield main
-    for name in ("policy.d", "jobs.d", "modules.d"):
-        folder = os.path.join(home, name)
-        try:
-            names = sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        yield from (os.path.join(folder, name) for name in names if name.endswith(".toml"))
-
-
-def _configuration_file(path: str) -> Finding:
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            tomllib.load(file)
-    except PermissionError:
-        return ok("configuration", f"{path}: not for you to read")
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return fail("configuration", f"{path}: {error}", "mend it; until then the daemon keeps what it had")
-    if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = f"{stat.S_IMODE(status.st_mode):04o}"
-        return fail(
-            "configuration",
-            f"{path}: uid {status.st_uid}, mode {mode}: others than root can change who may do what",
-            f"chown root {path}; chmod go-w {path}",
-        )
-    return ok("configuration", path)
+def _problem(text: str) -> Finding:
+    if os.geteuid() != 0 and text.endswith(os.strerror(errno.EACCES)):
+        return ok("configuration", f"{text}; root may look")
+    return fail("configuration", text, "mend it; until then a daemon that runs keeps what it had")
 
 
 def state(folder: str = SYSTEM_STATE) -> Finding:

@@ -100,25 +100,36 @@ def test_a_low_limit_on_descriptors_is_noticed():
     assert findings_in(code, "machine", "descriptors").startswith("WARN a process may have 500")
 
 
-def test_the_configuration_is_read_and_what_is_wrong_with_it_told(tmp_path):
-    (found,) = machine.configuration(str(tmp_path))
-    assert (found.verdict, "no files" in found.found) == (OK, True)
-    policy = tmp_path / "policy.d"
-    policy.mkdir()
-    good, bad, open_to_all = (policy / f"{name}.toml" for name in ("a", "b", "c"))
-    good.write_text("x = 1\n")
-    bad.write_text("x = 1\ny = \n")
-    open_to_all.write_text("x = 1\n")
-    good.chmod(0o644)
-    open_to_all.chmod(0o666)
-    (policy / "notes.txt").write_text("x = = 1")
-    verdicts = {
-        os.path.basename(f.found.partition(":")[0]): f.verdict for f in machine.configuration(str(tmp_path))
-    }
-    own = OK if os.geteuid() == 0 else FAIL
-    assert verdicts == {"a.toml": own, "b.toml": FAIL, "c.toml": FAIL}
-    told = [f.found for f in machine.configuration(str(tmp_path)) if "b.toml" in f.found]
-    assert "line 2" in told[0]
+def configured(folder):
+    return [(found.verdict, found.found) for found in machine.configuration(str(folder), uid=os.geteuid())]
+
+
+def test_a_configuration_that_can_be_used_is_counted(tmp_path):
+    assert configured(tmp_path) == [(OK, f"there are no files in {tmp_path}: defaults")]
+    tmp_path.chmod(0o755)
+    (tmp_path / "policy.d").mkdir(mode=0o755)
+    file = tmp_path / "policy.d" / "a.toml"
+    file.write_text("")
+    file.chmod(0o644)
+    assert configured(tmp_path) == [(OK, f"{tmp_path}: 1 files, 0 rules of policy")]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "told"),
+    [
+        ("x = 1\ny = \n", 0o644, "a.toml:2"),
+        ("surprise = 1\n", 0o644, "surprise"),
+        ("", 0o666, "others may write"),
+    ],
+)
+def test_what_is_wrong_with_the_configuration_is_told(tmp_path, text, mode, told):
+    (tmp_path / "policy.d").mkdir(mode=0o755)
+    file = tmp_path / "policy.d" / "a.toml"
+    file.write_text(text)
+    file.chmod(mode)
+    ((verdict, found),) = configured(tmp_path)
+    assert verdict is FAIL
+    assert told in found
 
 
 def test_a_state_directory_that_others_may_see_is_noticed(tmp_path):
@@ -184,5 +195,12 @@ def test_what_a_status_says_is_judged():
     assert verdicts() == [("rights", WARN)]
     assert verdicts(caller=session_pb2.Principal(uid=7)) == [("rights", OK)]
     assert verdicts(caller=session_pb2.Principal(uid=0, administrator=True)) == [("rights", OK)]
-    for wrong in ({"version": "0.0.1"}, {"draining": True}, {"descriptors_max": 100}, {"fronts_replaced": 1}):
+    broken = admin_pb2.Configuration(error="a.toml:2: it is wrong")
+    for wrong in (
+        {"version": "0.0.1"},
+        {"draining": True},
+        {"descriptors_max": 100},
+        {"fronts_replaced": 1},
+        {"configuration": broken},
+    ):
         assert ("daemon at x", WARN) in verdicts(**wrong)
