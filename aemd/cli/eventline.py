@@ -23,7 +23,9 @@ def event_line(output: Output, row: Row) -> str:
     count = f" x{row['count']}" if int(row.get("count") or 1) > 1 else ""
     again = f" (delivery {row['attempts']})" if int(row.get("attempts") or 1) > 1 else ""
     text = _TELL.get(module, _tell_any)(str(row["type"]), row.get("payload") or {})
-    return f"{when} {kind} job {row['job']}{count}{again}  {text}".rstrip()
+    taken = row.get("redacted")
+    hidden = f" (policy took out {safe(', '.join(taken))})" if taken else ""
+    return f"{when} {kind} job {row['job']}{count}{again}  {text}{hidden}".rstrip()
 
 
 def gap_line(output: Output, row: Row) -> str:

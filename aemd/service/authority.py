@@ -17,6 +17,7 @@ from aemd.core.principal import Principal
 from aemd.core.quota import Quota
 from aemd.core.right import Act, right
 from aemd.modules.contract import Description
+from aemd.service import log
 from aemd.service.audit import Audit
 from aemd.service.redaction import redactor, unknown_field
 
@@ -39,8 +40,20 @@ class Authority:
         self._rulings.clear()
 
     def forget(self, module: str) -> None:
-        """A module was loaded anew or unloaded: its events may be others."""
+        """A module was unloaded, or is loaded anew: its events may be others."""
         self._rulings = {key: ruling for key, ruling in self._rulings.items() if key[1] != module}
+
+    def greet(self, module: Description) -> None:
+        """A module was loaded. The rules about it were read when nobody knew its parameters; one that names a
+        parameter it has not can never apply, and that is said.
+        """
+        self.forget(module.name)
+        known = {parameter.name for parameter in module.parameters}
+        for rule in self.policy.about(module.name):
+            for name in rule.params.keys() - known:
+                if module.name in rule.modules.literals():
+                    message = f"{rule.origin}: params.{name}: module {module.name} has no such parameter"
+                    log.get().warning("configuration doubtful", **{log.RULE: rule.name, log.ERROR: message})
 
     def quota(self, principal: Principal) -> tuple[Quota, Mapping[str, str]]:
         """What `principal` may have; see core.quota.Quotas."""

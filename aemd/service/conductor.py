@@ -405,7 +405,7 @@ class Conductor:
         fresh = self.registry.build(name)
         self._end_jobs(name, f"module {name} was loaded anew")
         self.registry.install(fresh)
-        self.authority.forget(name)
+        self.authority.greet(fresh.module.description)
         return fresh.module
 
     def unload_module(self, name: str) -> int:

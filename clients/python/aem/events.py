@@ -68,6 +68,11 @@ class Event:
         return self.message.mono_time_ns
 
     @property
+    def redacted(self) -> tuple[str, ...]:
+        """Fields of the payload that the administrator's policy has taken out, as dotted names."""
+        return tuple(self.message.redacted)
+
+    @property
     def payload(self) -> Message | None:
         """The module's own message. One of a module that this process has no classes for stays an Any."""
         if self._payload is None:
@@ -96,6 +101,7 @@ class Event:
             "real_time_ns": self.real_time_ns,
             "mono_time_ns": self.mono_time_ns,
             "key": self.key.hex(),
+            "redacted": list(self.redacted),
             "payload": None if self.payload is None else payload_dict(self.payload),
         }
 

@@ -43,6 +43,9 @@ def test_bash_completes_verbs_options_and_choices() -> None:
     assert ask("aemctl -o js") == ["json", "jsonl"]
     assert "--one-shot" in ask("aemctl watch timer --one")
     assert ask("aemctl completion ") == ["bash", "zsh", "fish"]
+    assert ask("aemctl pol") == ["policy"]
+    assert ask("aemctl policy ") == ["explain", "check"]
+    assert "--uid" in ask("aemctl policy explain --u")
     assert ask("AEMD_ADDRESS=x aemctl stat") == ["status"]
 
 

@@ -121,3 +121,8 @@ def test_gap_is_marked_and_says_where_and_why() -> None:
         "stage job, cause overflow, remedy rescan"
     )
     assert gap_line(Output(color=True), gap).startswith("\x1b[31m\x1b[1mGAP")
+
+
+def test_what_policy_has_taken_out_is_told() -> None:
+    told = tell("user", "raised", {"channel": "c"}, redacted=["payload", "sender\n"])
+    assert told.endswith(" (policy took out payload, sender\\n)")

@@ -45,6 +45,7 @@ def test_timer_event_counts_its_expirations():
         "real_time_ns": 5,
         "mono_time_ns": 6,
         "key": "",
+        "redacted": [],
         "payload": {
             "clock": "boottime",
             "scheduled_ns": 0,
@@ -187,3 +188,9 @@ def test_json_is_one_line():
     event = event_of("user", type="raised", user=user_pb2.UserEvent(payload=b"a\nb"))
     assert "\n" not in event.to_json()
     assert json.loads(event.to_json())["payload"]["payload"] == "a\nb"
+
+
+def test_what_policy_has_taken_out_is_named():
+    event = event_of("timer", timer=timer_pb2.TimerEvent(cookie=1), redacted=["next_ns", "cookie"])
+    assert event.redacted == ("next_ns", "cookie")
+    assert event.to_dict()["redacted"] == ["next_ns", "cookie"]

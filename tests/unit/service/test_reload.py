@@ -244,3 +244,27 @@ def test_every_limit_has_a_range_that_its_default_is_in():
         assert least <= getattr(defaults, name) <= most
     for less, more in limits.ORDER:
         assert getattr(defaults, less) <= getattr(defaults, more)
+
+
+def test_a_module_that_comes_later_and_does_not_fit_a_rule_is_told_of(configured, capfd):
+    text = DENY % ("later", 7, "timer") + 'params = { every = "1s" }\n'
+    bench = configured(text)
+    bench.daemon.conductor.unload_module("timer")
+    bench.reload(text.replace("every", "evry"))
+    assert "no such module is loaded" in bench.view().warnings[0]
+    capfd.readouterr()
+    bench.daemon.conductor.load_module("timer")
+    told = capfd.readouterr().err
+    assert "params.evry: module timer has no such parameter" in told
+    assert bench.session(principal(7)).register("timer", every="1s").job
+
+
+def test_events_of_a_module_that_has_not_the_fields_of_its_rule_are_not_given_out(configured):
+    text = (DENY % ("hide", 7, "timer")).replace("deny", "allow") + 'redact = ["nix"]\n'
+    bench = configured()
+    bench.daemon.conductor.unload_module("timer")
+    bench.reload(text)
+    bench.daemon.conductor.load_module("timer")
+    refused = bench.session(principal(7)).register("timer", every="1s")
+    assert refused.code == Code.PERMISSION_DENIED
+    assert "takes nix out of events" in refused.message
