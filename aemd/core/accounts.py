@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 IDLE_MAX = 1_024  # users who have nothing, whose rates and refusals are remembered
 ENTRY_BYTES = 256  # what an entry costs beside its event, with its place in queue and flight
-PIECE_BYTES = 64 * 1024  # an account takes bytes of its quota, and of the pool, in pieces of this size
+PIECE_BYTES = 128 * 1024  # an account takes bytes of its quota, and of the pool, in pieces of this size
 EVENTS_PIECE_SHARE = 1_024  # and events in this part of what there may be in a second
 
 EVENTS = "events_per_second"

@@ -88,14 +88,28 @@ class Stimuli(Course):
         job.session.account.refused[EVENTS] += fires
         job.binding.push_lost(count, OVER_QUOTA)
 
-    def spare(self, job: Job) -> int:
-        """How many more events `job` takes for now; 0: it is paused, or about to be."""
+    def may_read(self, job: Job) -> bool:
+        """Whether the source of `job` may give an event more for now; False: it is paused, or about to be."""
+        binding = job.binding
+        if binding.paused:
+            return False
+        if binding.options.overflow != PAUSE_SOURCE or job.state is not _ARMED:
+            return True
+        if self._throttle.is_short(binding.session, self.now.mono_ns):
+            self._pause(job, for_quota=True)
+            return False
+        return True
+
+    def spare(self, job: Job, largest: int = 0) -> int:
+        """How many more events of at most `largest` bytes, if that is more than a read gives, `job` takes for
+        now; 0: it is paused, or about to be.
+        """
         binding = job.binding
         if binding.paused:
             return 0
         if binding.options.overflow != PAUSE_SOURCE or job.state is not _ARMED:
             return SPARE_MAX
-        spare = self._throttle.spare(binding.session, self.now.mono_ns)
+        spare = self._throttle.spare(binding.session, largest, self.now.mono_ns)
         if not spare:
             self._pause(job, for_quota=True)
         return min(max(binding.options.queue_depth - binding.depth, 1), spare)

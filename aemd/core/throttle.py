@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from aemd.core.session import Session
     from aemd.core.waiting import Waiting
 
+ENCODING_BYTES = 1_024  # of an event beside what was read; a socket's needs some 100
 READS = 2  # so many reads must fit before a source that rests is read again
 EVENTS_SHARE = 16  # and this part of a second's events must be there
 
@@ -34,26 +35,26 @@ class Throttle:
         """`event_bytes`: how many one read of a source may give."""
         self._accounts = accounts
         self._deadlines = deadlines
-        self._read_bytes = event_bytes + ENTRY_BYTES
+        self._read_bytes = event_bytes + ENCODING_BYTES + ENTRY_BYTES
 
-    def spare(self, session: Session, now_ns: int) -> int:
-        """How many more reads the user of `session` has room for."""
+    def spare(self, session: Session, largest: int, now_ns: int) -> int:
+        """How many more events of `largest` bytes, or of one read, the user of `session` has room for."""
         account, allowance = session.account, session.allowance
         if account.events_free <= 0 and not account.prepay(1, allowance, now_ns):
             return 0
         room = account.room(allowance)
-        least = self._least(account, room)
-        return 0 if room < least else max(room // self._read_bytes, 1)
+        event_bytes = max(self._read_bytes, largest + ENCODING_BYTES + ENTRY_BYTES)
+        return 0 if room < _least(account, room, event_bytes) else max(room // event_bytes, 1)
 
     def is_short(self, session: Session, now_ns: int) -> bool:
-        """Whether a source of the session is to rest, after it has given something."""
-        account = session.account
-        if account.events_free <= 0 and not account.prepay(1, session.allowance, now_ns):
+        """Whether a source of the session is to rest. If not, what one read needs is at hand."""
+        account, allowance = session.account, session.allowance
+        if account.events_free <= 0 and not account.prepay(1, allowance, now_ns):
             return True
         if account.bytes_free >= self._read_bytes:
             return False
-        room = account.room(session.allowance)
-        return room < self._least(account, room)
+        least = _least(account, account.room(allowance), self._read_bytes)
+        return not account.grant(least, allowance)
 
     def rest(self, binding: Waiting, now_ns: int) -> None:
         """`binding` is paused until `next` gives it."""
@@ -87,7 +88,7 @@ class Throttle:
             binding = next(iter(account.starved))
             allowance = binding.session.allowance
             room = account.room(allowance) - given
-            if room < min(READS * self._read_bytes, (account.used_bytes + room) // 2 + 1):
+            if room < _least(account, room, READS * self._read_bytes):
                 return
             rate = allowance.quota.events_per_second
             if account.events_free <= 0 and not account.prepay(_enough(rate), allowance, now_ns):
@@ -97,9 +98,10 @@ class Throttle:
             self.forget(binding)
             yield binding
 
-    def _least(self, account: Account, room: int) -> int:
-        """What one read needs; of a user who may have but little, half of that."""
-        return min(self._read_bytes, (account.used_bytes + room) // 2 + 1)
+
+def _least(account: Account, room: int, wanted: int) -> int:
+    """So many bytes are wanted; of a user who may have but little, half of that."""
+    return min(wanted, (account.used_bytes + room) // 2 + 1)
 
 
 def _enough(rate: int) -> int:

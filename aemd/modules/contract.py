@@ -158,10 +158,14 @@ class Host(Protocol):
     def fire_many(self, job: Job, events: Sequence[bytes], *, key: bytes = b"") -> None:
         """Stimuli hit `job` one after the other: fire() for each of `events`, at the cost of few calls."""
 
-    def spare(self, job: Job) -> int:
-        """How many more events `job` takes for now. 0 comes only where pause(job) is due, and resume(job)
-        will follow: a module that stops at 0, and does not wait to be told, loses nothing.
+    def may_read(self, job: Job) -> bool:
+        """Whether `job` takes one event more for now, of limits.event_data_bytes at most. False comes only
+        where pause(job) is due, and resume(job) will follow: a module that asks before it reads, and does not
+        wait to be told, loses nothing.
         """
+
+    def spare(self, job: Job, largest: int = 0) -> int:
+        """As may_read(): how many events, of at most `largest` bytes if that is more."""
 
     def afford(self, principal: Principal, events: int) -> None:
         """Return if so many events may fire now for jobs of the user of `principal`, whose request that is,

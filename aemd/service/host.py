@@ -65,9 +65,13 @@ class ModuleHost:
             events = [ruling.redact(event) for event in events]
         self._engine.fire_many(cast(CoreJob, job), events, key=key)
 
-    def spare(self, job: Job) -> int:
+    def may_read(self, job: Job) -> bool:
+        """Whether `job` takes one event more for now; False: it is paused."""
+        return self._engine.may_read(cast(CoreJob, job))
+
+    def spare(self, job: Job, largest: int = 0) -> int:
         """How many more events `job` takes for now; 0: it is paused."""
-        return self._engine.spare(cast(CoreJob, job))
+        return self._engine.spare(cast(CoreJob, job), largest)
 
     def afford(self, principal: Principal, events: int) -> None:
         """Return if so many events of the caller's user may fire now, else raise AemError."""

@@ -102,7 +102,10 @@ class FakeHost:
         for event in events:
             self.fire(job, event, key=key)
 
-    def spare(self, job: FakeJob) -> int:
+    def may_read(self, job: FakeJob) -> bool:
+        return self.spare(job) > 0
+
+    def spare(self, job: FakeJob, largest: int = 0) -> int:
         return max(self.fired_max - len(self.fired), 0)
 
     def afford(self, principal: Principal, events: int) -> None:

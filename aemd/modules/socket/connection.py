@@ -145,6 +145,8 @@ class Connection:
 
     def _read(self) -> None:
         listener = self.listener
+        if not listener.may_read():
+            return
         view, flags = listener.view, listener.read_flags
         _COUNTS.reads += 1
         try:
@@ -178,7 +180,8 @@ class Connection:
         framing, listener = self._framing, self.listener
         if framing is None:
             return
-        count = min(FRAMES_PER_TURN, listener.host.spare(listener.job))
+        largest = listener.settings.message_max_bytes
+        count = min(FRAMES_PER_TURN, listener.host.spare(listener.job, largest))
         frames = framing.take(count)
         times = listener.clock.times()
         key, before = self._key_field, self._before

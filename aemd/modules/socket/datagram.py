@@ -194,7 +194,7 @@ class Datagrams:
             self._received += 1
             self._fire(size, raw, who)
         self._count_drops()
-        if not self.host.spare(self.job):
+        if not self.host.may_read(self.job):
             self.pause()
         if self._syncs:
             self._check_syncs(empty=empty)

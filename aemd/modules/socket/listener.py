@@ -175,14 +175,19 @@ class Listener:
     def fire(self, key: bytes, event: bytes) -> None:
         """An event of a connection."""
         self.host.fire(self.job, event, key=key)
-        if not self.host.spare(self.job):
-            self.pause()
+        self.may_read()
 
     def fire_many(self, key: bytes, events: list[bytes]) -> None:
         """Several."""
         self.host.fire_many(self.job, events, key=key)
-        if not self.host.spare(self.job):
-            self.pause()
+        self.may_read()
+
+    def may_read(self) -> bool:
+        """Whether there is room for what one more read gives; else nothing is read until resume()."""
+        if self.host.may_read(self.job):
+            return True
+        self.pause()
+        return False
 
     def _fire_held(self, key: bytes, event: bytes) -> None:
         if self.reads:

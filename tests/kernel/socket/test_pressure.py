@@ -28,6 +28,21 @@ def test_paused_job_reads_and_accepts_nothing_and_the_loop_rests(rig):
     assert rig.data(key) == b"x" * 1000
 
 
+def test_connection_asks_before_it_reads_and_what_waits_in_the_kernel_is_not_lost(rig):
+    job = rig.open("tcp:127.0.0.1:0")
+    client, key = rig.connect(job)
+    other, _ = rig.connect(rig.open("tcp:127.0.0.1:0"))
+    rig.host.fired_max = len(rig.host.fired)  # another job's events have used up what their user may have
+    client.send(b"x" * 1000)
+    other.send(b"y")
+    rig.quiet()
+    assert not rig.of("data")
+    rig.host.fired_max += 100
+    rig.module.resume(job)
+    assert len(rig.wait_data(1000)) == 1000
+    assert rig.data(key) == b"x" * 1000
+
+
 def test_paused_job_still_writes(rig, tmp_path):
     job = rig.open(f"unix:{tmp_path}/s")
     client, key = rig.connect(job)

@@ -9,11 +9,13 @@ from aemd.core.errors import AemError, Code
 from aemd.core.pool import Pool
 from aemd.core.quota import Quota
 from aemd.core.stats import PARKED_BYTES
+from aemd.core.throttle import ENCODING_BYTES
 from aemd.v1 import job_pb2, session_pb2
 
 KIB = 1024
 COST = KIB + ENTRY_BYTES  # of an event of a KiB
-READ = 64 * KIB + ENTRY_BYTES  # what one read of a source may cost
+GIVEN = bytes(64 * KIB + ENCODING_BYTES)  # the largest event that one read of a source may give
+READ = len(GIVEN) + ENTRY_BYTES
 
 
 def of_bytes(count: int, **more: int) -> Quota:
@@ -133,7 +135,7 @@ def test_source_rests_before_the_quota_is_used_up_and_goes_on_when_bytes_come_fr
     bench.effects()
     fired = 0
     while bench.engine.spare(sources[fired % 3]):
-        bench.engine.fire(sources[fired % 3], bytes(64 * KIB))
+        bench.engine.fire(sources[fired % 3], GIVEN)
         fired += 1
     assert fired == 4
     assert all(not bench.engine.spare(job) for job in sources)
@@ -153,7 +155,7 @@ def test_source_that_waits_for_bytes_of_others_goes_on_when_they_return_them(mak
     other = bench.open(make_principal(0, 5, administrator=True))
     hog = bench.job(session=other, overflow=job_pb2.OVERFLOW_DROP_NEWEST, queue_bytes=64 * 1024 * KIB)
     for _ in range(70):
-        bench.engine.fire(hog, bytes(64 * KIB))
+        bench.engine.fire(hog, GIVEN)
     assert pool.used == 64 * READ
     job = bench.job(pausable=True, overflow=job_pb2.OVERFLOW_PAUSE_SOURCE)
     assert bench.engine.spare(job) == 0
@@ -163,10 +165,35 @@ def test_source_that_waits_for_bytes_of_others_goes_on_when_they_return_them(mak
     assert bench.engine.spare(job) > 0
 
 
+def test_many_sources_that_have_something_in_the_same_turn_lose_nothing(make_bench):
+    bench = make_bench(of_bytes(10 * READ))
+    hog = bench.job(overflow=job_pb2.OVERFLOW_DROP_NEWEST)
+    for _ in range(5):
+        bench.engine.fire(hog, GIVEN)
+    sources = [bench.job(pausable=True, overflow=job_pb2.OVERFLOW_PAUSE_SOURCE) for _ in range(20)]
+    read = 0
+    for job in sources:
+        if bench.engine.may_read(job):
+            bench.engine.fire(job, GIVEN)
+            read += 1
+    assert read == 5
+    assert [job.stats.lost for job in sources] == [0] * 20
+    assert bench.engine.spare(bench.job(), 0) > 1_000  # who drops is never asked to wait
+    bench.engine.end_job(hog, "", bench.now)
+    assert bench.effects().count("Resume") == 4  # the fifth waits until two reads fit
+
+
+def test_room_is_that_for_the_largest_event_that_may_come(make_bench):
+    bench = make_bench(of_bytes(10 * READ))
+    job = bench.job(pausable=True, overflow=job_pb2.OVERFLOW_PAUSE_SOURCE, queue_depth=100)
+    assert bench.engine.spare(job) == 10
+    assert bench.engine.spare(job, 4 * READ) == 2
+
+
 def test_source_that_ends_while_it_rests_leaves_nothing(make_bench):
     bench = make_bench(of_bytes(READ))
     job = bench.job(pausable=True, overflow=job_pb2.OVERFLOW_PAUSE_SOURCE)
-    bench.engine.fire(job, bytes(64 * KIB))
+    bench.engine.fire(job, GIVEN)
     assert job.binding in bench.session.account.starved
     bench.engine.end_job(job, "", bench.now)
     assert not bench.accounts.starving
@@ -181,9 +208,9 @@ def test_one_user_leaves_half_of_the_memory_to_the_next(make_bench, make_princip
         session = bench.open(make_principal(uid, uid), credit=None)
         job = bench.job(session=session, queue_depth=65_536, queue_bytes=64 * 1024 * KIB)
         for _ in range(1_100):
-            bench.engine.fire(job, bytes(64 * KIB))
+            bench.engine.fire(job, GIVEN)
         shares.append(used(session) // READ)
-    assert shares == [478, 239, 119]
+    assert shares == [470, 235, 117]
 
 
 def test_thirty_queues_of_64_mib_hold_no_more_than_their_user_may(make_bench):
@@ -313,7 +340,7 @@ def test_lower_quota_takes_nothing_and_gives_nothing_more(make_bench):
 def test_higher_quota_lets_sources_go_on(make_bench):
     bench = make_bench(of_bytes(READ))
     job = bench.job(pausable=True, overflow=job_pb2.OVERFLOW_PAUSE_SOURCE)
-    bench.engine.fire(job, bytes(64 * KIB))
+    bench.engine.fire(job, GIVEN)
     bench.effects()
     bench.quotas.all = of_bytes(10 * READ)
     bench.engine.change_quotas()
