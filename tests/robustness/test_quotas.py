@@ -13,13 +13,14 @@ import pytest
 from aemd.core.accounts import ENTRY_BYTES
 from aemd.v1 import admin_pb2, job_pb2, session_pb2
 from tests.integration.conftest import DaemonProcess
+from tests.robustness.tenant import facts
 
 ALICE, BOB = 65_534, 64_321  # the second one has no name on any machine
 MIB = 1 << 20
-HERE = Path(__file__).parent
-TOP = HERE.parent.parent
+TOP = Path(__file__).parent.parent.parent
 COUNTED = {"sessions": 3, "channels": 3, "sources": 4, "jobs": 9, "connections": 5, "queue_bytes": 32_768}
 RATES = {"registrations_per_second": 10, "events_per_second": 10, "descriptors": 2}
+WHO = {"own": f"uid = {os.geteuid()}", "small": "all = true"}  # all are not the administrator
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two other users")
 
@@ -28,13 +29,18 @@ class QuotaDaemon(DaemonProcess):
     """Everybody has the same quota, that of the test."""
 
     def __init__(self, folder, quota):
-        super().__init__(folder)
-        self.quota = quota
+        folder = Path(folder)
+        self.policy = folder / "etc" / "policy.d" / "quotas.toml"
+        self.policy.parent.mkdir(parents=True, mode=0o755)
+        self.allow(**quota)
+        kind = [] if os.geteuid() == 0 else ["--user"]
+        super().__init__(str(folder), "--config-dir", str(folder / "etc"), *kind)
 
-    def command(self):
-        kind = "system" if os.geteuid() == 0 else "user"
-        program = HERE / "quotas_daemon.py"
-        return [sys.executable, program, self.path, f"{self.folder}/state", kind, json.dumps(self.quota)]
+    def allow(self, **quota):
+        """What the policy says from its next reading on."""
+        limits = "".join(f"{name} = {limit}\n" for name, limit in quota.items())
+        tables = (f'[[quota]]\nname = "{name}"\nsubject = {{ {who} }}\n{limits}' for name, who in WHO.items())
+        self.policy.write_text("\n".join(tables))
 
     def quotas(self, client):
         """What everybody uses, by uid and resource."""
@@ -50,8 +56,8 @@ def serve(folder):
 
         def start(**quota):
             running = QuotaDaemon(folder, quota).start()
-            stack.callback(lambda: running.stop() if running.process.poll() is None else None)
             stack.callback(running.assert_healthy)
+            stack.callback(lambda: running.stop() if running.process.poll() is None else None)
             return running
 
         yield start
@@ -198,3 +204,27 @@ def test_thirty_large_queues_take_no_more_memory_than_their_user_may(serve, even
 def test_the_daemons_own_user_has_quotas_too(serve, tenant):
     _, told = tenant(serve(**COUNTED), os.geteuid(), "counts")
     check_counts(os.geteuid(), told)
+
+
+def test_reload_with_lower_quotas_takes_nothing_and_gives_nothing_more(serve, eventually):
+    daemon = serve(jobs=3)
+    with daemon.client() as client:
+        session = client.session()
+        jobs = [session.register("timer", after="1h") for _ in range(3)]
+        assert facts(session.register("timer", after="1h").details)["limit"] == "3"
+        daemon.allow(jobs=2)
+        daemon.signal(signal.SIGHUP)
+        eventually(lambda: _jobs(daemon, client) == (3, 2), "the reload")
+        assert session.ask(unbind=session_pb2.Unbind(binding=jobs[0].binding)).result.status.code == 0
+        said = facts(session.register("timer", after="1h").details)
+        assert (said["used"], said["limit"]) == ("2", "2")
+        daemon.allow(jobs=4)
+        daemon.signal(signal.SIGHUP)
+        eventually(lambda: _jobs(daemon, client) == (2, 4), "the reload")
+        assert session.register("timer", after="1h").job
+
+
+def _jobs(daemon, client):
+    use = daemon.quotas(client)[os.geteuid()]["jobs"]
+    assert use.origin == "own"
+    return use.used, use.limit
