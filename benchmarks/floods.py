@@ -46,8 +46,8 @@ ATTACKS = (
 
 @contextmanager
 def beside(command: list[str]) -> Iterator[None]:
-    """A program that has begun, and is ended."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """A program that has begun, and is ended; in a session of its own, as another user's would be."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert process.stdout is not None
         process.stdout.readline()

@@ -35,7 +35,7 @@ class Quota:
     children: int = 16  # processes that the daemon runs for the user at the same time
     events_per_second: int = 1_000_000  # stimuli of all jobs together; the loop does no more either
     registrations_per_second: int = 200_000
-    connections_per_second: int = 2_000  # accepted; a front takes some 3,000
+    connections_per_second: int = 500  # taken, each costs the core 0.15 ms; turned away, a twentieth of that
     frames_per_second: int = 200_000  # of all sessions together
     bytes_per_second: int = 512 * MIB  # that the daemon reads from clients
 

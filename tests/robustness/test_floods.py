@@ -56,7 +56,8 @@ ATTACKS = {
     "rapid_reset": "RST_STREAM",
     "streams": "HEADERS",
 }
-PIECES = {  # frames in each piece that the flooder sends, and the bytes of one
+PIECES = {  # frames in each piece that the flooder sends, and the bytes of one; of headers the bytes
+    "huge_headers": (60_000, 1),
     "pings": (3_000, 17),
     "priorities": (3_000, 14),
     "window_updates": (3_000, 13),
