@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,7 @@ from aemd.peer.principal import (
     read_self,
 )
 
+REBORN = Path(__file__).parent.parent / "robustness" / "reborn.py"
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
@@ -328,6 +330,40 @@ def test_root_that_is_no_administrator_is_told_why(listener: socket.socket, flag
 
     with connected(listener, confine) as (sock, _):
         assert reason in read(sock).not_administrator
+
+
+@root
+@pytest.mark.parametrize("peer_pidfd", [True, False])
+def test_pid_of_a_connection_that_another_process_has_now(listener: socket.socket, peer_pidfd: bool) -> None:
+    """The connection lives on in a descendant. Only SO_PEERPIDFD tells that who connected is gone."""
+    with connected(listener, lambda: None) as (sock, _):
+        if peer_pidfd and not read(sock).proven:
+            pytest.skip("needs SO_PEERPIDFD of Linux 6.5")
+    gate, end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(end)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(listener.getsockname())
+        if not os.fork():
+            os.read(gate, 1)  # until the test closes the other end
+        os._exit(0)
+    os.close(gate)
+    sock, _ = listener.accept()
+    os.waitpid(pid, 0)
+    command = [sys.executable, REBORN, str(pid), "/bin/cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reborn, sock:
+        reborn.stdin.write(b"there\n")
+        reborn.stdin.flush()
+        assert reborn.stdout.readline() == b"there\n"
+        if peer_pidfd:
+            with pytest.raises(UnidentifiedError, match="exited"):
+                read_principal(sock, read_self())
+        else:
+            principal = read(sock, read_self(peer_pidfd=False))
+            assert (principal.pid, principal.proven) == (pid, False)
+            assert principal.executable.endswith("cat")
+    os.close(end)
 
 
 def test_reading_leaves_no_descriptor(listener: socket.socket) -> None:

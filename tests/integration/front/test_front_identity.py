@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import grpc
 import pytest
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
@@ -122,13 +123,77 @@ def test_private_listening_socket_cannot_be_reached(echo):
             sock.connect("\0" + name[1:])
 
 
+# Becomes a user, joins a network namespace if one is given, and connects: prints what came of it.
+NEIGHBOUR = """
+import ctypes, errno, os, socket, sys
+uid, namespace, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+try:
+    if namespace:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(os.open(namespace, os.O_RDONLY), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+    socket.socket(socket.AF_UNIX).connect(name.replace("@", chr(0)))
+    print("connected")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def neighbour(uid, name, namespace=""):
+    command = [sys.executable, "-c", NEIGHBOUR, str(uid), namespace, name]
+    return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode().strip()
+
+
+@root
+@pytest.mark.parametrize("who", ["the fronts' user", "another user"])
+def test_private_listening_socket_cannot_be_reached_from_another_process(echo, who):
+    """Not by its name, and nobody can enter the namespace where that name is one: not even the same user, who
+    may not look at a process that is not dumpable.
+    """
+    (front,) = echo.counters()["front_pids"]
+    uid = front_uid(front) if who == "the fronts' user" else 4_242
+    for name in listening(front):
+        assert neighbour(uid, name) == "ECONNREFUSED"
+        assert neighbour(uid, name, f"/proc/{front}/ns/net") == "EACCES"
+
+
+def front_uid(front):
+    with open(f"/proc/{front}/status") as file:
+        return int(next(line for line in file if line.startswith("Uid:")).split()[1])
+
+
+def listening(front):
+    """The names on which a front listens in its namespace."""
+    with open(f"/proc/{front}/net/unix") as file:
+        found = [line.split()[-1] for line in file if "@aemd-" in line and line.split()[3] == "00010000"]
+    assert found
+    return found
+
+
+@root
+def test_private_folder_is_closed_to_other_users_and_the_fronts_own_is_nobody_behind_it(start):
+    """Without a network namespace. Its user can connect from elsewhere; who does is not in its table."""
+    echo = start(before=drop_sys_admin)
+    folder = os.path.dirname(echo.path)
+    with echo.channel() as channel:
+        (front,) = echo.counters(channel)["front_pids"]
+        (name,) = [name for name in os.listdir(folder) if ".front-" in name]
+        assert neighbour(4_242, f"{folder}/{name}/grpc") == "EACCES"
+        assert neighbour(front_uid(front), f"{folder}/{name}/grpc") == "connected"
+        with grpc.insecure_channel(f"unix:{folder}/{name}/grpc") as stranger:
+            with pytest.raises(grpc.RpcError) as caught:
+                stranger.unary_unary("/aem.v1.AdminService/GetStatus")(b"", timeout=15)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 @root
 def test_stranger_on_the_private_socket_is_unauthenticated(echo):
     """Should a front's listening socket be reached after all, nobody stands behind its connections."""
     (front,) = echo.counters()["front_pids"]
-    with open(f"/proc/{front}/net/unix") as file:
-        listening = [line.split()[-1] for line in file if "@aemd-" in line and line.split()[3] == "00010000"]
-    (name,) = listening
+    (name,) = listening(front)
     said = subprocess.run(
         [sys.executable, "-c", STRANGER, str(front), name[1:]], capture_output=True, timeout=20, check=False
     )
