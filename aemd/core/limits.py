@@ -72,6 +72,7 @@ class Limits:
 
     room_bytes: int = 256 * 1024  # upward credit of a connection
     event_data_bytes: int = 64 * 1024  # one read of a socket
+    deputy_ns: int = 5 * SECOND  # one look at the file system as the caller; then its process is killed
     descriptors_reserve: int = 256  # kept back for the daemon itself
     front_bytes: int = (
         512 * 1024 * 1024

@@ -256,6 +256,10 @@ class Peers:
             return lambda: None
         return _once(lambda: self._processes.release(process))
 
+    def pidfd_of(self, principal: Principal) -> int:
+        """The pidfd of a client's process, still ours; -1 if it has exited or nobody holds it."""
+        return self._processes.pidfd_of(principal)
+
     def close_connection(self, number: int, reason: str) -> None:
         """End a client's connection and its streams; their handlers are told `reason`."""
         connection = self._connections.get(number)

@@ -52,6 +52,11 @@ class Processes:
         """Whether this very process is held already."""
         return _key(principal) in self._table
 
+    def pidfd_of(self, principal: Principal) -> int:
+        """The pidfd of this very process; -1 if it is not held."""
+        process = self._table.get(_key(principal))
+        return process.pidfd if process is not None else -1
+
     def hold(self, principal: Principal, pidfd: int) -> Process:
         """Hold the process of a new connection; takes over `pidfd`, which was alive just now."""
         key = _key(principal)

@@ -1,7 +1,8 @@
 """Sockets with an address: what may go wrong with one, and who holds it.
 
-The traps of bind(2), listen(2) and Unix paths stand in `sources/socket.py`. Everything that a caller can
-have got wrong is an AemError of bind() or listen(), with the address and the system call's name.
+The traps of bind(2) and listen(2) stand in `sources/socket.py`. Everything that a caller can have got wrong
+is an AemError of bind() or listen(), with the address and the system call's name. A Unix socket with a path
+is bound elsewhere, by a process that is the caller (`modules/need.py`); abstract names have no owner.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -82,8 +82,11 @@ def _unix_path(path: bytes) -> bytes:
     return path
 
 
-def refusal(call: str, place: Place, error: OSError) -> AemError:
-    """What a system call said about an address, as the caller's error; see errno(3) of bind(2), listen(2)."""
+def refusal(call: str, place: Place, error: OSError, who: str = "the daemon") -> AemError:
+    """What a system call said about an address, as the caller's error; see errno(3) of bind(2), listen(2).
+
+    `who`: whose rights it was tried with.
+    """
     number = error.errno or 0
     name = errno.errorcode.get(number, str(number))
     facts = {"field": "params.listen", "address": str(place), "errno": name, "call": call}
@@ -99,7 +102,7 @@ def refusal(call: str, place: Place, error: OSError) -> AemError:
         message = f"{place}: no interface of this machine has that address; see `ip address`"
         return AemError(Code.INVALID_ARGUMENT, "ADDRESS_NOT_AVAILABLE", message, **facts)
     if number in (errno.EACCES, errno.EPERM):
-        return AemError(Code.PERMISSION_DENIED, "NOT_ALLOWED", f"{said}: the daemon may not do this", **facts)
+        return AemError(Code.PERMISSION_DENIED, "NOT_ALLOWED", f"{said}: {who} may not do this", **facts)
     if number in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
         message = f"{place}: this kernel has no such sockets ({os.strerror(number)})"
         return AemError(
@@ -112,14 +115,21 @@ def refusal(call: str, place: Place, error: OSError) -> AemError:
     return AemError(Code.FAILED_PRECONDITION, "SYSTEM_CALL_FAILED", said, **facts)
 
 
+class Held(Protocol):
+    """A socket whose name is somebody else's to remove."""
+
+    def close(self) -> None:
+        """Close it, and let the name go."""
+
+
 @dataclass(slots=True, eq=False)
 class Bound:
-    """A socket with its address. `inode`: (device, inode) of its path, if it has one."""
+    """A socket with its address. `held`: by whom it was bound, if not here."""
 
     socket: socket.socket
     place: Place
     shared: tuple[str, int] | None = None
-    inode: tuple[int, int] | None = None
+    held: Held | None = None
 
     def name(self) -> Name:
         """Its name, with the port that the kernel chose."""
@@ -139,16 +149,12 @@ class Binder:
     """Binds sockets, and knows what it has bound."""
 
     def __init__(self) -> None:
-        self._inodes: set[tuple[int, int]] = set()
         self._shared: dict[tuple[str, int], tuple[Hashable, int]] = {}
 
-    def bind(
-        self, place: Place, *, owner: Hashable, reuse_port: bool = False, mode: int | None = None
-    ) -> Bound:
-        """A bound socket, non-blocking and close-on-exec; it does not listen yet.
+    def bind(self, place: Place, *, owner: Hashable, reuse_port: bool = False) -> Bound:
+        """A bound socket, non-blocking and close-on-exec; it does not listen yet. Not for paths.
 
-        `reuse_port`: `owner` may bind the same port again. `mode`: permission bits of a Unix path; without
-        it the umask decides. Raises AemError.
+        `reuse_port`: `owner` may bind the same port again. Raises AemError.
         """
         family, kind, raw = resolve(place)
         try:
@@ -158,7 +164,9 @@ class Binder:
         bound = Bound(sock, place)
         try:
             if family == socket.AF_UNIX:
-                self._bind_unix(bound, kind, mode)
+                if kind == socket.SOCK_DGRAM:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                sock.bind(raw)
             else:
                 self._bind_inet(bound, raw, owner=owner, reuse_port=reuse_port)
         except OSError as error:
@@ -170,15 +178,10 @@ class Binder:
         return bound
 
     def close(self, bound: Bound) -> None:
-        """Close the socket, and remove its path if it is still the one that was bound."""
+        """Close the socket."""
+        if bound.held is not None:
+            bound.held.close()
         bound.socket.close()
-        if bound.inode is not None:
-            self._inodes.discard(bound.inode)
-            try:
-                if _inode(bound.place.path) == bound.inode:
-                    os.unlink(bound.place.path)
-            except OSError:
-                pass  # somebody else has taken it away: nothing is left to do
         if bound.shared is not None:
             owner, count = self._shared.pop(bound.shared)
             if count > 1:
@@ -208,36 +211,3 @@ class Binder:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         self._shared[key] = (owner, count + 1)
         bound.shared = key
-
-    def _bind_unix(self, bound: Bound, kind: int, mode: int | None) -> None:
-        sock, path = bound.socket, bound.place.path
-        if mode is not None:
-            os.fchmod(sock.fileno(), mode)
-        if kind == socket.SOCK_DGRAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or path.startswith(b"\0") or not self._stale(path, kind):
-                raise
-            os.unlink(path)
-            sock.bind(path)
-        if path.startswith(b"\0"):
-            return
-        if mode is not None:
-            os.chmod(path, mode)
-        bound.inode = _inode(path)
-        self._inodes.add(bound.inode)
-
-    def _stale(self, path: bytes, kind: int) -> bool:
-        """A socket file that nobody holds any more."""
-        found = os.lstat(path)
-        if not stat.S_ISSOCK(found.st_mode) or (found.st_dev, found.st_ino) in self._inodes:
-            return False
-        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
-            return probe.connect_ex(path) == errno.ECONNREFUSED
-
-
-def _inode(path: bytes) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino

@@ -36,8 +36,8 @@ Traps:
   tcp:0.0.0.0:80 beside tcp:[::]:80 is no conflict. An empty host means both: [::] without it, or 0.0.0.0 on
   a machine without IPv6. The IPv4 peers of such a socket come as ::ffff:a.b.c.d; `parse_name` undoes that.
 - A Unix path outlives its socket. connect(2) to a dead one is refused, so is one to a regular file and one
-  to a socket that is bound and does not listen yet: hence S_ISSOCK, and the table of our own inodes in
-  `bound.py`.
+  to a socket that is bound and does not listen yet: hence S_ISSOCK in `deputy/task.py`, and the table of our
+  own inodes in `peer/deputy.py`.
 - fchmod(2) on an unbound Unix socket decides the mode of the path to come: it is never wider for a moment.
 - Whoever may name a Unix datagram peer makes the daemon write to it with the daemon's rights. See
   `modules/socket/datagram.py` for how a reply is held to those who wrote.
