@@ -2,8 +2,8 @@
 
 It allows what the caller could have without the daemon: processes of its own uid, ports from 1024 and
 abstract Unix names of its own network namespace, its own channels and jobs. Beyond that goes what a rule of
-policy grants (core/policy.py), and the rest is the administrator's. Modules state facts as an `Act`; they do
-not decide.
+policy grants (core/policy.py), and the rest is the administrator's. What is opened as the caller
+(modules/need.py) is decided by the kernel, and not here. Modules state facts as an `Act`; they do not decide.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Act:
     """What a principal wants, in facts that the module has looked up.
 
     `what` says it in a few words for the error message. Every other field that is set must be allowed.
-    `owner`: whose object it is, and `of`: which grant gives another's, process or channel; none does where it
-    is empty. `network`: it happens in the daemon's network namespace. `port`: a port to be bound. `path`: a
-    file-system path to be bound or opened. `privileged`: only for the administrator whatever the rest says.
-    `hidden`: the refusal must not differ from "does not exist".
+    `owner`: whose object it is, and `of`: which grant gives another's, process or channel; none does where
+    it is empty. `network`: it happens in the daemon's network namespace. `port`: a port to be bound.
+    `path`: a file-system path that the daemon opens with its own rights. `privileged`: only for the
+    administrator whatever the rest says. `hidden`: the refusal must not differ from "does not exist".
     """
 
     what: str
@@ -89,5 +89,5 @@ def _lacking(principal: Principal, act: Act) -> dict[str, str]:
             f"port {act.port} is below {PORT_UNPRIVILEGED_MIN}; take a higher one, or ask as root"
         )
     if act.path is not None:
-        lacking[""] = "paths are opened with the daemon's rights; take an abstract name, or ask as root"
+        lacking[""] = "it would be opened with the daemon's rights; ask as root"
     return lacking

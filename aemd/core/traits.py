@@ -12,6 +12,7 @@ class Traits:
     `coalesce`: events are levels, any number of them while the handler runs gives one more run. `replies`:
     handlers answer, so acknowledgement is explicit. `pausable`: a source belongs to one job, so that it may
     be paused when the job's queue is full; `pause_by_default`: and is, unless the options say otherwise.
+    `needs`: it may have something done as the caller before a job is open.
     `module` is opaque here: it comes back in the effects, for whoever applies them.
     """
 
@@ -21,4 +22,5 @@ class Traits:
     replies: bool = False
     pausable: bool = False
     pause_by_default: bool = False
+    needs: bool = False
     module: object = field(default=None, compare=False)

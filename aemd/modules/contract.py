@@ -3,6 +3,7 @@
 A module is a class with a `Description` and a handful of methods; the daemon makes one object of it, hands
 it a `Host`, and from then on calls it only from the core's one thread. Life of a job, as the module sees it:
 
+    needs(job)             what must be done as the caller before open(), and before a later start()
     open(job)              check the parameters, acquire what is needed, keep it in job.data; inert
     start(job)             fire from now on
     stop(job)              do not fire; start may follow
@@ -10,8 +11,14 @@ it a `Host`, and from then on calls it only from the core's one thread. Life of 
     pause(job)/resume(job) the job's queue is full / has room again (OVERFLOW_PAUSE_SOURCE only)
     close(job)             give everything back; never called twice, also called when armed
 
-`open`, `start` and `operate` may raise AemError; the job or the request is refused with it and nothing else
-happens. After `open` raised, `close` is not called, so `open` must give back what it had taken.
+`needs`, `open`, `start` and `operate` may raise AemError; the job or the request is refused with it and
+nothing else happens. After `open` raised, `close` is not called, so `open` must give back what it had
+taken.
+
+A module opens no path itself (`need.py`): it states its needs, and finds in open() what was given for them,
+host.given(). In between other work goes on; a need that is refused refuses the job, and nothing is called.
+What may become forbidden while the job runs is asked again when it counts: host.ask(), and needs() before a
+start.
 
 Fire with the event already encoded (`encode`): once, whoever receives it. To fire from inside open() is not
 allowed; from start() it is.
@@ -31,6 +38,7 @@ from aemd.core.limits import Limits
 from aemd.core.policy import Ruling
 from aemd.core.principal import Principal
 from aemd.core.right import Act
+from aemd.modules.need import Given, Need
 from aemd.sources.reactor import Reactor
 from aemd.v1 import event_pb2, session_pb2
 from aemd.v1 import module_pb2 as pb
@@ -142,6 +150,16 @@ class Host(Protocol):
         jobs (a listener, a pidfd), before they are made; raises AemError if there are too few.
         """
 
+    def given(self, job: Job) -> Sequence[Given]:
+        """What came out of needs(job), in that order; the module's from now on, to be closed by it. In open()
+        and start() only.
+        """
+
+    def ask(self, job: Job, need: Need, answered: Callable[[Given | AemError], None]) -> None:
+        """Have one thing more done as the owner of `job`, with the rights that he has now; `answered` is told
+        in a later turn, unless the job has ended by then.
+        """
+
     def refund(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
         """Give back what charge() took. What a job still holds is refunded after close()."""
 
@@ -207,6 +225,12 @@ class Module(Protocol):
         acquired. AemError where open() would raise it for want of what the values name.
         """
 
+    def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:
+        """What must be done as the caller before open(job), start(job), or both; nothing else is done then
+        but what they would refuse refused, and what is to be opened charged. What this charged is given back
+        by the daemon if open() is never called. Only asked where a module has it.
+        """
+
     def open(self, job: Job) -> None:
         """Check job.values, acquire what is needed, set job.data. The job stays inert."""
 
@@ -250,6 +274,10 @@ class Basic:
 
     def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:  # noqa: ARG002
         """Nothing that needs a right."""
+        return ()
+
+    def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:  # noqa: ARG002
+        """Nothing."""
         return ()
 
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:  # noqa: ARG002

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol, cast
 
@@ -23,15 +24,18 @@ from aemd.core.principal import Principal
 from aemd.core.right import right
 from aemd.core.session import Session
 from aemd.core.traits import Traits
-from aemd.modules.contract import Delivery, Module
+from aemd.modules.contract import Basic, Delivery, Module
 from aemd.modules.params import parse_values
 from aemd.service import errors, log
 from aemd.service.authority import MODULE_USER, Authority
 from aemd.service.descriptors import Descriptors
+from aemd.service.openings import Openings
 from aemd.service.registry import Registry
 from aemd.service.views import packed_params
 from aemd.sources.reactor import Reactor
 from aemd.v1 import job_pb2, session_pb2
+
+Answer = Callable[["Job | AemError"], None]  # tells a client what became of its request
 
 SHARED_MAX = 4_096  # sets of parameters that are remembered; a real program has few
 
@@ -73,6 +77,7 @@ class Conductor:
         descriptors: Descriptors,
         registry: Registry,
         authority: Authority,
+        openings: Openings,
     ) -> None:
         self.engine = engine
         self.reactor = reactor
@@ -80,6 +85,7 @@ class Conductor:
         self.descriptors = descriptors
         self.registry = registry
         self.authority = authority
+        self.openings = openings
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self.registered: Callable[[Job], None] = lambda _job: None
         self.fetch: Callable[[effects.Fetch], None] = lambda _wish: None
@@ -102,8 +108,12 @@ class Conductor:
         self.authority.audit.looked(principal, doing, job.owner.owner)
         return job
 
-    def register(self, session: Session, request: session_pb2.Register) -> Job:
-        """Make a job that is really valid, and start it if asked; AemError leaves nothing behind."""
+    def register(self, session: Session, request: session_pb2.Register, answer: Answer) -> Job | None:
+        """Make a job that is really valid, and start it if asked; AemError leaves nothing behind.
+
+        None: something must be done as the caller first, and `answer` is told when the job is valid, or why
+        it is not; never, if the session's stream is lost before.
+        """
         module = self.registry.get(request.module)
         known = self._traits_of(module)
         params, values = self._values(known, module, request.params)
@@ -119,16 +129,49 @@ class Conductor:
             now=self.now(),
         )
         job.ruling = ruling
+        if known.needs and self._needs(job, request, answer):
+            return None
+        self._open(job, start=request.start)
+        return job
+
+    def _needs(self, job: Job, request: session_pb2.Register, answer: Answer) -> bool:
+        """Whether the module needs something before it can open the job; then it is under way."""
+        start = request.start
         try:
-            module.open(job)
+            needs = _module(job).needs(job, opening=True, starting=start)
         except Exception as error:
-            self.engine.discard(job)
-            self.descriptors.release(job.id)
-            raise self._explained(error, "open", job) from error
-        if request.start:
+            raise self._refused(job, error, "needs") from error
+        if not needs:
+            return False
+
+        def opened(error: AemError | None) -> None:
+            try:
+                if error is not None:
+                    raise self._refused(job, error, "open")
+                self._open(job, start=start)
+            except AemError as refusal:
+                answer(refusal)
+            else:
+                answer(job)
+
+        self.openings.wait(job, needs, opened, opening=True)
+        return True
+
+    def _open(self, job: Job, *, start: bool) -> None:
+        try:
+            _module(job).open(job)
+        except Exception as error:
+            raise self._refused(job, error, "open") from error
+        if start:
             self._start_fresh(job)
         self.registered(job)
-        return job
+
+    def _refused(self, job: Job, error: Exception, what: str) -> AemError:
+        """Undo a job that its module does not have."""
+        if job.state is not JobState.GONE:
+            self.engine.discard(job)
+        self.descriptors.release(job.id)
+        return self._explained(error, what, job)
 
     # Durable jobs.
 
@@ -142,14 +185,20 @@ class Conductor:
     def open_job(self, job: Job, *, start: bool) -> None:
         """Make a durable job really valid, and start it if asked; AemError leaves nothing behind."""
         try:
-            _module(job).open(job)
-        except Exception as error:
-            self.engine.discard(job)
+            self._refuse_needs(job)
+        except AemError as error:
+            raise self._refused(job, error, "needs") from error
+        self._open(job, start=start)
+
+    def _refuse_needs(self, job: Job) -> None:
+        """When a durable job is made again nobody is there from whose root directory a path could be seen."""
+        if job.traits.needs and _module(job).needs(job, opening=True, starting=False):
             self.descriptors.release(job.id)
-            raise self._explained(error, "open", job) from error
-        if start:
-            self._start_fresh(job)
-        self.registered(job)
+            raise AemError(
+                Code.FAILED_PRECONDITION,
+                "NOT_DURABLE",
+                f"module {job.traits.name} opens a path for this job, and a durable job has none yet",
+            )
 
     def reopen_job(self, job: Job, *, start: bool) -> None:
         """Give a durable job to its module again; it stays closed, with the reason, if that refuses."""
@@ -157,7 +206,7 @@ class Conductor:
         try:
             self._open_closed(job)
             if start:
-                self.start(job)
+                self._start(job)
         except AemError as error:
             self.close_job(job, error.message)
 
@@ -201,10 +250,37 @@ class Conductor:
             self._close(job)
         raise refusal
 
-    def start(self, job: Job) -> None:
-        """Arm a job; AemError if its module refuses, and the job stays as it was."""
+    def start(self, job: Job, answer: Answer) -> bool:
+        """Arm a job; AemError if its module refuses, and the job stays as it was.
+
+        False: something must be done as the caller first; then `answer` is told what became of it.
+        """
+        if self.openings.is_opening(job):
+            raise not_found(f"jobs/{job.id}")
         if job in self._closed:
             self._open_closed(job)
+        if job.traits.needs and job.state is JobState.REGISTERED:
+            try:
+                needs = _module(job).needs(job, opening=False, starting=True)
+            except Exception as error:
+                raise self._explained(error, "needs", job) from error
+            if needs:
+                self.openings.wait(job, needs, partial(self._start_later, job, answer), opening=False)
+                return False
+        self._start(job)
+        return True
+
+    def _start_later(self, job: Job, answer: Answer, error: AemError | None) -> None:
+        try:
+            if error is not None:
+                raise error
+            self._start(job)
+        except AemError as refusal:
+            answer(refusal)
+        else:
+            answer(job)
+
+    def _start(self, job: Job) -> None:
         self.engine.start(job, self.now())
         refusal = self._settle_for(job)
         if refusal is not None:
@@ -218,6 +294,7 @@ class Conductor:
         meant = self.meant(job.owner, job.traits.name, job_pb2.Job.FromString(job.params).params)
         job.traits, job.values, job.ruling = meant.traits, meant.values, meant.ruling
         try:
+            self._refuse_needs(job)
             _module(job).open(job)
         except Exception as error:
             self.descriptors.release(job.id)
@@ -226,7 +303,9 @@ class Conductor:
         job.reason = ""
 
     def stop(self, job: Job) -> None:
-        """Disarm a job."""
+        """Disarm a job; a start that is under way comes to nothing."""
+        stopped = AemError(Code.ABORTED, "STOPPED", f"jobs/{job.id}: it was stopped before it was started")
+        self.openings.end(job, stopped, starts_only=True)
         self.engine.stop(job, self.now())
         self.settle()
 
@@ -248,6 +327,8 @@ class Conductor:
 
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
         """Do what a client asks of a job, outside of a completion."""
+        if self.openings.is_opening(job):
+            raise not_found(f"jobs/{job.id}")
         if job in self._closed:
             raise AemError(
                 Code.FAILED_PRECONDITION, "JOB_CLOSED", f"jobs/{job.id}: {job.reason}; start it first"
@@ -282,7 +363,7 @@ class Conductor:
 
     def sync(self, session: Session, job: Job, request_id: int) -> None:
         """Tell `session` when everything that was queued for `job` in the kernel is on its way."""
-        if job in self._closed:  # then nothing is queued for it
+        if job in self._closed or self.openings.is_opening(job):  # then nothing is queued for it
             self.engine.sync_mark(session, job, request_id)
             return
         pending = self._syncs.setdefault(session, {})
@@ -300,11 +381,18 @@ class Conductor:
             self._synced(session, key)
             raise self._explained(error, "sync", job) from error
 
-    def forget_syncs(self, session: Session) -> None:
+    def forget_requests(self, session: Session) -> None:
         """The stream that asked is gone: its request ids mean nothing on the next one."""
+        for job in self.openings.forget(session):
+            self.engine.discard(job)
+            self.descriptors.release(job.id)
         pending = self._syncs.pop(session, None)
         if pending is not None:
             pending.clear()
+
+    def unanswered(self, session: Session) -> int:
+        """How many requests of a session are with modules or deputy."""
+        return self.syncs_of(session) + self.openings.of_session(session)
 
     def syncs_of(self, session: Session) -> int:
         """How many Syncs of a session are with the modules."""
@@ -318,7 +406,7 @@ class Conductor:
 
     def details(self, job: Job) -> dict[str, str]:
         """The module's own view of a job; empty if it has a bug there."""
-        if job.state is JobState.GONE or job in self._closed:
+        if job.state is JobState.GONE or job in self._closed or self.openings.is_opening(job):
             return {}
         try:
             details = _module(job).details(job)
@@ -332,7 +420,7 @@ class Conductor:
 
     def busy(self, job: Job) -> bool:
         """Whether what handlers of the job have answered is still on its way."""
-        if job in self._closed:
+        if job in self._closed or self.openings.is_opening(job):
             return False
         try:
             return _module(job).busy(job)
@@ -460,7 +548,7 @@ class Conductor:
             case effects.Fetch():
                 self.fetch(effect)
             case effects.SessionEnded(session, code, reason):
-                self.forget_syncs(session)
+                self.forget_requests(session)
                 self.session_ended(session, AemError(code, "SESSION_ENDED", reason))
 
     def _call(self, job: Job, name: str) -> None:
@@ -489,6 +577,10 @@ class Conductor:
         if job in self._closed:  # it has nothing to give back
             self._closed.discard(job)
             return
+        ended = AemError(Code.ABORTED, "JOB_ENDED", f"jobs/{job.id}: {job.reason or 'it has ended'}")
+        if self.openings.end(job, ended):
+            job.session.withhold_state(job)  # nobody has been told of it
+            return
         try:
             _module(job).close(job)
         except Exception:
@@ -496,7 +588,7 @@ class Conductor:
         self.descriptors.release(job.id)
         session = job.session
         if session.ended:  # with all its jobs: nobody is to be told, and each would look through them all
-            self.forget_syncs(session)
+            self.forget_requests(session)
         for key in [key for key in self._syncs.get(session, ()) if key[0] == job.id]:
             self._synced(session, key)
             self.engine.send_control(session, errors.result(key[1], not_found(f"jobs/{job.id}")))
@@ -516,7 +608,7 @@ class Conductor:
         log.get().error(
             "module failed", **{log.MODULE: name, log.JOB: job.id, log.METHOD: what}, exc_info=error
         )
-        if what not in ("open", "start"):  # then there is no job yet, or it is refused
+        if what not in ("needs", "open", "start"):  # then there is no job yet, or it is refused
             self._end_faulty(job, f"module {name} met a fault in {what}()")
         return AemError(
             Code.INTERNAL, "MODULE_FAULT", f"module {name} met a fault; the daemon's log says more"
@@ -533,6 +625,7 @@ def traits(module: Module) -> Traits:
         replies=described.replies,
         pausable=described.pausable,
         pause_by_default=described.pause_by_default,
+        needs=getattr(type(module), "needs", Basic.needs) is not Basic.needs,
         module=module,
     )
 

@@ -27,6 +27,7 @@ from aemd.core.principal import Owner, Principal
 from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
+from aemd.peer.deputy import Deputy
 from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.service import log
@@ -44,6 +45,7 @@ from aemd.service.intake import Intake
 from aemd.service.jobs import JobService
 from aemd.service.modules import ModuleService
 from aemd.service.notify import Notifier, take_descriptors, take_notifier
+from aemd.service.openings import Openings
 from aemd.service.pace import Shares
 from aemd.service.registry import Registry
 from aemd.service.reload import Reload, read_sources, told
@@ -99,15 +101,23 @@ class Daemon:
         self.descriptors = Descriptors(
             limit=raise_limit(),
             reserve=limits.descriptors_reserve,
-            others=lambda: self.peers.descriptors,
+            others=lambda: self.peers.descriptors + self.deputy.descriptors,
             accounts=self.accounts,
         )
+        self.deputy = Deputy(
+            self.loop,
+            self.accounts,
+            pidfd_of=lambda principal: self.peers.pidfd_of(principal),
+            limit_ns=limits.deputy_ns,
+        )
+        openings = Openings(self.deputy)
         self.host = ModuleHost(
             reactor=self.loop,
             limits=limits,
             engine=self.engine,
             descriptors=self.descriptors,
             authority=self.authority,
+            openings=openings,
         )
         self.registry = Registry(self.host)
         self.conductor = Conductor(
@@ -117,6 +127,7 @@ class Daemon:
             descriptors=self.descriptors,
             registry=self.registry,
             authority=self.authority,
+            openings=openings,
         )
         self.reload = Reload(config, limits, self.conductor)
         self.loop.after_wake(self._begin_turn)
@@ -284,6 +295,7 @@ class Daemon:
         self.durables.close()
         self.registry.close()
         self.watchdog.close()
+        self.deputy.close()
         self.peers.close()
         self.loop.close()
 

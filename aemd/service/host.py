@@ -6,17 +6,20 @@ is carried out at the end of the turn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from aemd.core.accounts import Charge
 from aemd.core.engine import Engine
+from aemd.core.errors import AemError
 from aemd.core.job import Job as CoreJob
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
 from aemd.modules.contract import Job
+from aemd.modules.need import Given, Need
 from aemd.service.authority import Authority
 from aemd.service.descriptors import Descriptors
+from aemd.service.openings import Openings
 from aemd.sources.reactor import Reactor
 from aemd.v1 import session_pb2
 
@@ -32,12 +35,22 @@ class ModuleHost:
         engine: Engine,
         descriptors: Descriptors,
         authority: Authority,
+        openings: Openings,
     ) -> None:
         self.reactor = reactor
         self.limits = limits
         self.right = authority.right
         self._engine = engine
         self._descriptors = descriptors
+        self._openings = openings
+
+    def given(self, job: Job) -> Sequence[Given]:
+        """What came out of needs(job)."""
+        return self._openings.take(cast(CoreJob, job))
+
+    def ask(self, job: Job, need: Need, answered: Callable[[Given | AemError], None]) -> None:
+        """Have one thing more done as the owner of `job`."""
+        self._openings.ask(cast(CoreJob, job), need, answered)
 
     def charge(self, job: Job, descriptors: int, *, sources: int = 0) -> None:
         """Reserve descriptors before they are opened, and kernel objects before they are made."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aemd.core.errors import invalid
+from aemd.core.errors import AemError, invalid
 from aemd.core.history import Cursor
 from aemd.core.job import Job
 from aemd.core.principal import Owner, Principal
 from aemd.service.conductor import Conductor
 from aemd.service.durables import Durables
 from aemd.service.unary import (
+    Later,
     Method,
     method,
     page_number,
@@ -69,10 +70,14 @@ class JobService:
             self._conductor.authority.audit.looked(principal, "ListJobs", owner)
         return response
 
-    def _start(self, principal: Principal, request: job_pb2.StartJobRequest) -> job_pb2.Job:
+    def _start(self, principal: Principal, request: job_pb2.StartJobRequest) -> job_pb2.Job | Later:
+        later = Later()
+
+        def started(job: Job | AemError) -> None:
+            later.give(job if isinstance(job, AemError) else self._view(job, principal))
+
         job = self._find(principal, request.name, "StartJob")
-        self._conductor.start(job)
-        return self._view(job, principal)
+        return self._view(job, principal) if self._conductor.start(job, started) else later
 
     def _stop(self, principal: Principal, request: job_pb2.StopJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.name, "StopJob")

@@ -1,8 +1,8 @@
 """What each frame of a client means: two tables from its name to a function.
 
-A question (Register, Sync) is answered by its own function. A change is answered by the stream, with a
-Result: OK if the function returned, and an error, for both kinds, if it raised AemError. Nothing here knows
-of bytes, bundles or pacing: that is `session.py`.
+A question (Register, Start, Sync) is answered by its own function, now or later. A change is answered by
+the stream, with a Result: OK if the function returned, and an error, for both kinds, if it raised AemError.
+Nothing here knows of bytes, bundles or pacing: that is `session.py`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Requests:
         self._questions: dict[str, Question] = {
             "register": self._register,
             "bind": self._bind,
+            "start": self._start,
             "sync": self._sync,
         }
         self._changes: dict[str, Change] = {
             "unbind": self._unbind,
-            "start": self._start,
             "stop": self._stop,
             "shutdown": self._shutdown,
             "set_priority": self._set_priority,
@@ -62,7 +62,17 @@ class Requests:
         return True
 
     def _register(self, session: Session, request_id: int, body: session_pb2.Register) -> None:
-        job = self._conductor.register(session, body)
+        def opened(job: Job | AemError) -> None:
+            if isinstance(job, AemError):
+                self._engine.send_control(session, errors.result(request_id, job))
+            else:
+                self._announce(job, request_id)
+
+        job = self._conductor.register(session, body, opened)
+        if job is not None:
+            self._announce(job, request_id)
+
+    def _announce(self, job: Job, request_id: int) -> None:
         answer = session_pb2.ServerFrame(request_id=request_id)
         registered = answer.registered
         registered.job = job.id
@@ -133,8 +143,15 @@ class Requests:
         self._engine.unbind(session, body.binding, self._conductor.now())
         self._conductor.settle()
 
-    def _start(self, session: Session, body: session_pb2.Start) -> None:
-        self._conductor.start(self._job(session, body.job, "Start"))
+    def _start(self, session: Session, request_id: int, body: session_pb2.Start) -> None:
+        def started(job: Job | AemError) -> None:
+            if request_id:
+                error = job if isinstance(job, AemError) else None
+                self._engine.send_control(session, errors.result(request_id, error))
+
+        job = self._job(session, body.job, "Start")
+        if self._conductor.start(job, started):
+            started(job)
 
     def _stop(self, session: Session, body: session_pb2.Stop) -> None:
         self._conductor.stop(self._job(session, body.job, "Stop"))

@@ -264,7 +264,7 @@ class SessionStream:
                 self._deadline = self._sessions.call_at(self._sessions.now_ns() + GOODBYE_NS, self._goodbye)
             self._sessions.touch(self)
             return
-        if not self._sessions.awaits_sync(self.session):
+        if not self._sessions.awaits_answer(self.session):
             self._goodbye(0)
 
     def _goodbye(self, _now_ns: int) -> None:

@@ -71,11 +71,11 @@ class Sessions:
     def unanswered(self, stream: SessionStream) -> int:
         """How many answers wait for the stream's client."""
         session = stream.session
-        return len(session.control) + self._conductor.syncs_of(session) if session is not None else 0
+        return len(session.control) + self._conductor.unanswered(session) if session is not None else 0
 
-    def awaits_sync(self, session: Session) -> bool:
-        """Whether a SyncDone is still owed to the session."""
-        return self._conductor.syncs_of(session) > 0
+    def awaits_answer(self, session: Session) -> bool:
+        """Whether an answer to Sync, Register or Start is still owed to the session."""
+        return self._conductor.unanswered(session) > 0
 
     def hold(self, stream: SessionStream) -> None:
         """Read the stream again when its client has taken some of its answers."""
@@ -236,7 +236,7 @@ class Sessions:
         if session is None or self._streams.get(session.id) is not stream:
             return None
         del self._streams[session.id]
-        self._conductor.forget_syncs(session)
+        self._conductor.forget_requests(session)
         return session
 
 

@@ -2,7 +2,7 @@
 
 A call reaches the core as OPEN, one DATA, END. The functions stand in `jobs.py`, `modules.py` and
 `admin.py`; each takes the caller and the decoded request, and returns the response or raises AemError.
-Nothing here waits for anything but its user's share of a turn: every answer exists when the function returns.
+Nothing here waits: an answer exists when the function returns, or it is `Later`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,29 @@ class Method:
     """One unary method: what its request is, and who answers it."""
 
     request: type[Message]
-    answer: Callable[[Principal, Any], Message]
+    answer: Callable[[Principal, Any], Message | Later]
+
+
+class Later:
+    """An answer that does not exist yet: given once, and passed on once somebody waits for it."""
+
+    __slots__ = ("_result", "_waiter")
+
+    def __init__(self) -> None:
+        self._result: Message | AemError | None = None
+        self._waiter: Callable[[Message | AemError], None] | None = None
+
+    def give(self, result: Message | AemError) -> None:
+        """Here it is."""
+        self._result = result
+        if self._waiter is not None:
+            self._waiter(result)
+
+    def then(self, waiter: Callable[[Message | AemError], None]) -> None:
+        """Pass it on to `waiter`."""
+        self._waiter = waiter
+        if self._result is not None:
+            waiter(self._result)
 
 
 class Service(Protocol):
@@ -39,7 +61,7 @@ class Service(Protocol):
         """Its methods by path, `/aem.v1.JobService/GetJob`."""
 
 
-def method(request: type[_Request], answer: Callable[[Principal, _Request], Message]) -> Method:
+def method(request: type[_Request], answer: Callable[[Principal, _Request], Message | Later]) -> Method:
     """Tie a function to the class of its request."""
     return Method(request, answer)
 
@@ -75,7 +97,7 @@ class UnaryCall:
         if self._ended:
             return
         try:
-            response = self._answer().SerializeToString()
+            response = self._answer()
         except AemError as error:
             self._refuse(error)
             return
@@ -83,9 +105,18 @@ class UnaryCall:
             log.get().exception("unary call failed", **{log.METHOD: self._stream.method})
             self._refuse(errors.internal())
             return
-        self._ended = True
-        self._stream.send(response)
-        self._stream.end(Code.OK)
+        if isinstance(response, Later):
+            response.then(self._send)
+        else:
+            self._send(response)
+
+    def _send(self, response: Message | AemError) -> None:
+        if isinstance(response, AemError):
+            self._refuse(response)
+        elif not self._ended:
+            self._ended = True
+            self._stream.send(response.SerializeToString())
+            self._stream.end(Code.OK)
 
     def closed(self, reason: str) -> None:
         """The client went away; there is nobody to answer."""
@@ -95,7 +126,7 @@ class UnaryCall:
     def writable(self) -> None:
         """Nothing waits for room: there is one answer, and it has left."""
 
-    def _answer(self) -> Message:
+    def _answer(self) -> Message | Later:
         request = self._method.request()
         try:
             request.ParseFromString(self._message or b"")

@@ -77,10 +77,15 @@ class DaemonProcess:
     def pid(self):
         return self.process.pid
 
-    def zygote(self):
-        """The pid of its zygote, the only child of the core."""
-        (pid,) = [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+    def child(self, name):
+        """The pid of a child of the core, by its name."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        (pid,) = [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"]
         return pid
+
+    def zygote(self):
+        """The pid of its zygote."""
+        return self.child("aemd-zygote")
 
     def fronts(self):
         """The pids of its fronts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +10,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from aemd.core.errors import exhausted
+from aemd.core.accounts import Accounts
+from aemd.core.errors import AemError, exhausted
 from aemd.core.history import Resumed
 from aemd.core.limits import SECOND, Limits
 from aemd.core.policy import Ruling
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act, right
 from aemd.loop.loop import Loop
+from aemd.peer.deputy import Deputy
 from aemd.v1 import event_pb2
 
 WAIT_NS = 10 * SECOND  # for what takes milliseconds; a machine may be busy
@@ -27,7 +30,7 @@ def principal(uid: int = 0, *, administrator: bool | None = None, pid_namespace:
         owner=Owner(uid, pid_namespace=pid_namespace),
         gid=uid,
         groups=(),
-        pid=1,
+        pid=os.getpid(),
         start_time_ticks=0,
         administrator=uid == 0 if administrator is None else administrator,
     )
@@ -76,6 +79,8 @@ class FakeHost:
     descriptors_max: int = 1_000_000
     fired_max: int = 1_000_000
     jobs: int = 0
+    deputy: Deputy | None = None
+    handed: dict[int, list[object]] = field(default_factory=dict)
 
     def job(self, values: dict[str, object] | None = None, *, owner: Principal | None = None) -> FakeJob:
         """A new job, the administrator's unless said otherwise."""
@@ -84,6 +89,29 @@ class FakeHost:
 
     def right(self, who: Principal, act: Act, ruling: Ruling | None = None) -> None:
         right(who, act, ruling)
+
+    def satisfy(self, module, job: FakeJob, *, opening: bool = False, starting: bool = False) -> None:
+        """Have done what the module needs before open() or start(); AemError if it is refused."""
+        try:
+            needs = module.needs(job, opening=opening, starting=starting)
+            answers: dict[int, object] = {}
+            for index, need in enumerate(needs):
+                self.deputy.ask(job.owner, need, lambda given, index=index: answers.update({index: given}))
+            self.wait_until(lambda: len(answers) == len(needs))
+            for answer in answers.values():
+                if isinstance(answer, AemError):
+                    raise answer
+        except AemError:
+            if opening:
+                self.charged[job.id] = 0
+            raise
+        self.handed[job.id] = [answers[index] for index in range(len(needs))]
+
+    def given(self, job: FakeJob) -> list[object]:
+        return self.handed.pop(job.id)
+
+    def ask(self, job: FakeJob, need, answered) -> None:
+        self.deputy.ask(job.owner, need, answered)
 
     def charge(self, job: FakeJob, descriptors: int, *, sources: int = 0) -> None:
         used = self.charged.total()
@@ -151,5 +179,15 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture
-def host(loop: Loop) -> FakeHost:
-    return FakeHost(loop)
+def deputy(loop: Loop) -> Iterator[Deputy]:
+    """The real one; every caller is this process."""
+    pidfd = os.pidfd_open(os.getpid())
+    deputy = Deputy(loop, Accounts(), pidfd_of=lambda _principal: pidfd, limit_ns=5 * SECOND)
+    yield deputy
+    deputy.close()
+    os.close(pidfd)
+
+
+@pytest.fixture
+def host(loop: Loop, deputy: Deputy) -> FakeHost:
+    return FakeHost(loop, deputy=deputy)

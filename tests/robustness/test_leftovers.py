@@ -52,6 +52,15 @@ def end(process, ending):
         assert process.stdout.readline() == ending + "\n"
 
 
+def holds(pid, path):
+    """Whether a process has `path` itself open; what it closes meanwhile is not held."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
+                return True
+    return False
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_client_that_ends_leaves_nothing(daemon, client, footprint, eventually, ending):
     lease_ns = LEASE_NS if ending == "cancel" else 0  # else the default, longer than this test waits
@@ -60,6 +69,7 @@ def test_client_that_ends_leaves_nothing(daemon, client, footprint, eventually, 
         eventually(lambda: client.status().sessions == 0, "the end of the first session")
     # What is opened once for all, the timerfd of a clock, is open now.
     eventually(lambda: client.status().connections == 1, "the end of its connection")
+    eventually(lambda: not holds(daemon.pid, daemon.folder), "the end of its path")
     before = footprint.descriptors()
     with victim(daemon, lease_ns) as (process, peers):
         status = client.status()
@@ -71,7 +81,7 @@ def test_client_that_ends_leaves_nothing(daemon, client, footprint, eventually, 
         end(process, ending)
         eventually(lambda: client.status().sessions == 0, "the end of the session")
         assert client.status().jobs == 0
-        assert not os.path.exists(f"{daemon.folder}/victim")
+        eventually(lambda: not os.path.exists(f"{daemon.folder}/victim"), "the end of its path")
         for peer in peers:
             with contextlib.suppress(ConnectionResetError):
                 assert peer.recv(1) == b""

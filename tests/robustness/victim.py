@@ -33,11 +33,14 @@ def frames(path, lease_ns, out):
 
 
 def read(call, ready):
+    answered = set()
     try:
         for frame in call:
             for each in frame.bundle.frames if frame.HasField("bundle") else (frame,):
-                if each.HasField("result") and each.request_id > TIMERS + 3:
-                    ready.set()  # the answer to the last one; those before it have come
+                if each.request_id:
+                    answered.add(each.request_id)
+                if len(answered) > TIMERS + 3:
+                    ready.set()  # all have been answered; one that looks at a path after others
     except grpc.RpcError:
         pass
 

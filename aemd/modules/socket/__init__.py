@@ -18,12 +18,15 @@ from aemd.core.errors import AemError, Code, invalid
 from aemd.core.principal import Principal
 from aemd.core.right import Act
 from aemd.modules.contract import Address, Delivery, Description, Host, Job
+from aemd.modules.need import BindPath, BoundPath, ListenPath, Need
 from aemd.modules.socket.datagram import Datagrams
 from aemd.modules.socket.event import Clock
 from aemd.modules.socket.listener import Listener
-from aemd.modules.socket.settings import PARAMETERS, Settings, settings
+from aemd.modules.socket.settings import PARAMETERS, Settings, has_path, settings
 from aemd.modules.socket.shared import Shared
-from aemd.sources.bound import Binder, Bound
+from aemd.sources.bound import Binder, Bound, resolve
+
+PATH_DESCRIPTORS = 2  # the socket, and the directory that its name is in
 
 DESCRIPTION = Description(
     name="socket",
@@ -33,8 +36,10 @@ DESCRIPTION = Description(
         "operation; Op does the same at any time. At most room_bytes (event accepted) of a connection's "
         "output may wait; Room gives back what the kernel has taken. A peer that ends its direction (event "
         "end) still gets answers for end_timeout; answer end with close or write-close to be done sooner. "
-        "Connections belong to the job and end with it. Ports below 1024 and file-system paths need the "
-        "administrator. A job whose queue is full reads and accepts nothing until there is room."
+        "Connections belong to the job and end with it. Ports below 1024 need the administrator. A path is "
+        "bound as the caller: below its root directory, with its rights and umask; the file is its own, and "
+        "goes with the job. What is connected stays so whatever becomes of the path. A job whose queue is "
+        "full reads and accepts nothing until there is room."
     ),
     delivery=Delivery.QUEUE,
     parameters=PARAMETERS,
@@ -65,6 +70,7 @@ DESCRIPTION = Description(
     examples=(
         "socket listen=tcp:127.0.0.1:8080",
         "socket listen=unix:@echo framing=line",
+        "socket listen=unix:/run/user/1000/echo mode=0600",
         "socket listen=udp:[::1]:5353",
     ),
 )
@@ -90,16 +96,33 @@ class Socket:
         """Listening on the address."""
         return (_act(settings(values, self._host.limits).address),)
 
+    def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:
+        """The path of a Unix socket: bound, and whether it is still the caller's to listen on."""
+        if not has_path(job.values["listen"]):
+            return ()
+        if not opening:
+            found = _of(job)
+            assert isinstance(found.bound.held, BoundPath)
+            return (ListenPath(found.bound.held, found.settings.listens),)
+        asked = settings(job.values, self._host.limits)
+        kind = resolve(asked.address)[1]
+        self._host.right(job.owner, _act(asked.address), job.ruling)
+        self._host.charge(job, PATH_DESCRIPTORS, sources=1)
+        return (BindPath(asked.address, kind, asked.mode, asked.listens if starting else None),)
+
     def open(self, job: Job) -> None:
-        """Bind. Everything that can be wrong with an address is an error of here."""
+        """Bind. Everything that can be wrong with an address is an error of here, or of its needs."""
         found = settings(job.values, self._host.limits)
+        if has_path(found.address):
+            (held,) = self._host.given(job)
+            assert isinstance(held, BoundPath)
+            job.data = self._new(job, found, Bound(held.socket, found.address, held=held))
+            return
         self._host.right(job.owner, _act(found.address), job.ruling)
         self._host.charge(job, 1, sources=1)
         bound: Bound | None = None
         try:
-            bound = self._binder.bind(
-                found.address, owner=job.owner.owner, reuse_port=found.reuse_port, mode=found.mode
-            )
+            bound = self._binder.bind(found.address, owner=job.owner.owner, reuse_port=found.reuse_port)
             job.data = self._new(job, found, bound)
         except BaseException:
             if bound is not None:
@@ -166,9 +189,7 @@ class Socket:
 
 def _act(address: Address) -> Act:
     port = address.port if address.family in ("tcp", "udp") else None
-    path = address.path
-    file = path if path and not path.startswith(b"\0") else None
-    return Act(what=f"listen on {address}", port=port, path=file, network=file is None)
+    return Act(what=f"listen on {address}", port=port, network=not has_path(address))
 
 
 def _of(job: Job) -> Listener | Datagrams:

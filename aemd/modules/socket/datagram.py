@@ -144,7 +144,7 @@ class Datagrams:
         self._armed = False
         self._watch()
         self._end_syncs()
-        self.host.refund(self.job, 1)
+        self.host.refund(self.job, 1 + (self.bound.held is not None))
 
     def busy(self) -> bool:
         """Never: a datagram is taken at once or not at all."""

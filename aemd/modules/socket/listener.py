@@ -91,7 +91,8 @@ class Listener:
 
     def start(self) -> None:
         """Listen, accept and read. Raises AemError ADDRESS_IN_USE."""
-        self.bound.listen(self.settings.backlog)
+        if self.bound.held is None:  # else its needs have seen to it
+            self.bound.listen(self.settings.backlog)
         self._armed = True
         payload = socket_pb2.SocketEvent(local=address_message(self._local()))
         self.host.fire(self.job, self.clock.event("listening", b"", payload))
@@ -140,7 +141,7 @@ class Listener:
         self.reads = False
         self._watch()
         self._cancel_retry()
-        descriptors = 1 + len(self.connections) + len(self.discards)
+        descriptors = 1 + (self.bound.held is not None) + len(self.connections) + len(self.discards)
         for connection in self.connections.values():
             connection.drop()
         for discard in self.discards:

@@ -91,7 +91,8 @@ PARAMETERS = (
     Parameter(
         "mode",
         Kind.PARAMETER_KIND_TEXT,
-        "Permission bits of a Unix socket's path, octal. Not given: as the daemon's umask says.",
+        "Permission bits of a Unix socket's path, octal. Not given: as the umask of the program says that "
+        "registers.",
         example="0660",
     ),
     Parameter(
@@ -121,6 +122,11 @@ class Settings:
     paused: bool = False
 
     @property
+    def listens(self) -> int | None:
+        """The backlog, where connections are made."""
+        return None if self.datagrams else self.backlog
+
+    @property
     def datagrams(self) -> bool:
         """There are no connections."""
         return self.address.family in DATAGRAMS
@@ -132,6 +138,11 @@ class Settings:
         if self.framing == "length":
             return LengthFraming(self.message_max_bytes, self.length_bytes)
         return None
+
+
+def has_path(address: object) -> bool:
+    """Whether it is a place in a file system."""
+    return isinstance(address, Address) and bool(address.path) and not address.path.startswith(b"\0")
 
 
 def settings(values: Mapping[str, object], limits: Limits) -> Settings:
@@ -188,8 +199,7 @@ def _check(found: Settings, limits: Limits) -> None:
         raise invalid(
             "params.data_max", f"{found.data_max_bytes} is more than {limits.event_data_bytes} bytes"
         )
-    path = found.address.path
-    if found.mode is not None and (not path or path.startswith(b"\0")):
+    if found.mode is not None and not has_path(found.address):
         raise invalid(
             "params.mode", f"{found.address} has no permissions; only the path of a Unix socket has"
         )

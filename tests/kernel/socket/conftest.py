@@ -29,6 +29,7 @@ class Rig:
 
     def open(self, listen, *, owner=None, start=True, **values):
         job = self.host.job({"listen": parse_address(listen), **values}, owner=owner)
+        self.host.satisfy(self.module, job, opening=True, starting=start)
         self.module.open(job)
         self.jobs.append(job)
         if start:
@@ -36,8 +37,10 @@ class Rig:
         return job
 
     def close(self, job):
+        """Close it, and see what it had given back, its name too."""
         self.jobs.remove(job)
         self.module.close(job)
+        self.host.wait_until(lambda: not self.host.deputy.busy)
 
     def client(self, job) -> socket.socket:
         bound = job.data.bound.socket
@@ -145,4 +148,5 @@ def rig(host, loop) -> Iterator[Rig]:
         rig.close(job)
     assert host.charged.total() == 0
     loop.clock("monotonic")
-    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the clock's timerfd
+    deputy = host.deputy.descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + deputy + 1  # the clock's timerfd

@@ -150,7 +150,7 @@ def test_peer_that_takes_nothing_holds_an_ending_connection_only_so_long(rig, tm
     rig.op(job, key, "write-close")
     closed = rig.closed(key).socket
     assert (closed.reason, closed.error_number) == ("closed", errno.ETIMEDOUT)
-    assert rig.host.charged[job.id] == 1
+    assert rig.host.charged[job.id] == 2  # the socket, and the directory that its name is in
 
 
 def test_peer_that_never_closes_holds_the_descriptor_only_so_long(rig, monkeypatch):

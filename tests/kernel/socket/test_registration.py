@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 
 import pytest
@@ -77,12 +76,11 @@ def test_impossible_address_says_why(rig, listen, reason):
     assert rig.host.charged.total() == 0
 
 
-@pytest.mark.parametrize("listen", ["tcp:127.0.0.1:80", "udp:127.0.0.1:53", "unix:/tmp/some.socket"])
-def test_low_ports_and_paths_are_the_administrators(rig, listen):
+@pytest.mark.parametrize("listen", ["tcp:127.0.0.1:80", "udp:127.0.0.1:53"])
+def test_low_ports_are_the_administrators(rig, listen):
     with pytest.raises(AemError) as caught:
         rig.open(listen, owner=USER)
     assert caught.value.reason == "NOT_ALLOWED"
-    assert not os.path.exists("/tmp/some.socket")
 
 
 def test_no_descriptor_left_is_refused_before_the_address_is_touched(rig, tmp_path):
