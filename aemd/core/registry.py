@@ -136,16 +136,7 @@ class Registry:
             tables = list(self._jobs.values())
         else:
             tables = [self._jobs.get(principal.owner, {})]
-        if len(tables) == 1:
-            yield from (job for job_id, job in tables[0].items() if job_id > after and not job.session.ended)
-            return
-        yield from heapq.merge(
-            *(
-                [job for job_id, job in table.items() if job_id > after and not job.session.ended]
-                for table in tables
-            ),
-            key=lambda job: job.id,
-        )
+        yield from heapq.merge(*(_beyond(table, after) for table in tables), key=lambda job: job.id)
 
     def houses(self) -> list[Session]:
         """The sessions of durable jobs, which have no client. Cost: of all jobs."""
@@ -165,6 +156,11 @@ class Registry:
             for (owner, name), count in self._kinds.items()
             if (principal.administrator or owner == principal.owner) and module in (None, name)
         )
+
+
+def _beyond(table: dict[int, Job], after: int) -> Iterator[Job]:
+    """One by one: whoever wants the first few of many pays for these only."""
+    return (job for job_id, job in table.items() if job_id > after and not job.session.ended)
 
 
 def _process(principal: Principal) -> tuple[int, int]:

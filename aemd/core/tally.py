@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aemd.core.entry import Loss
     from aemd.core.principal import Owner
 
-IDLE_MAX = 256  # owners without sessions whose tallies are remembered: a sum over them takes 10 ms
+IDLE_MAX = 256  # owners without sessions whose tallies are remembered: a sum over them takes 15 ms
 
 COUNTS = (
     "fires",
