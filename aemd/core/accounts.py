@@ -116,6 +116,13 @@ class Account:
             pool.used += count
         self._used[resource] = used + count
 
+    def restore(self, resource: str, count: int) -> None:
+        """As charge(), of what is there already, as after a restart: there is no refusal."""
+        pool = self._accounts.pools.get(resource)
+        if pool is not None:
+            pool.used += count
+        self._used[resource] = self._used.get(resource, 0) + count
+
     def try_charge(self, resource: str, allowance: Allowance, count: int = 1) -> bool:
         """As charge(), for who can do without."""
         try:
@@ -363,6 +370,13 @@ class Accounts:
         """`count` of `resource` for whoever keeps the Charge; AemError RESOURCE_EXHAUSTED."""
         account = self.of(principal)
         account.charge(resource, self.allowance(principal), count)
+        account.hold()
+        return Charge(account, resource, count)
+
+    def restore(self, principal: Principal, resource: str, count: int = 1) -> Charge:
+        """As charge(), of what is there already: there is no refusal."""
+        account = self.of(principal)
+        account.restore(resource, count)
         account.hold()
         return Charge(account, resource, count)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from aemd.core.accounts import Charge
 from aemd.core.course import Course
 from aemd.core.durable import Durable
 from aemd.core.entry import Loss
@@ -66,16 +67,17 @@ class Keeping(Course):
         create_time_ns: int,
         positions: Positions = NEW,
     ) -> Job:
-        """A durable job, new or as it was, inert. `job_id` 0: it is new, and given one."""
+        """A durable job, new or as it was, inert. `job_id` 0: it is new, is given one, and may be refused."""
+        charge = self.accounts.restore if job_id else self.accounts.charge
         if not job_id:
             self.accounts.take(principal, "registrations_per_second", self.now.mono_ns)
             job_id = self._next_job
         self._next_job = max(self._next_job, job_id + 1)
-        charge = self.accounts.charge(principal, "history_bytes", keep.bytes)
+        history = charge(principal, "history_bytes", keep.bytes)
         try:
-            house = self._house(principal)
+            house = self._house(principal, charge(principal, "jobs"))
         except AemError:
-            charge.refund()
+            history.refund()
             raise
         job = Job(
             job_id,
@@ -88,16 +90,16 @@ class Keeping(Course):
             create_time_ns=create_time_ns,
         )
         job.epoch = positions.head.epoch
-        job.durable = Durable(name, keep, positions, charge)
+        job.durable = Durable(name, keep, positions, history)
         job.binding = Recorder(job, house, self, head=positions.head.seq)
         self._registry.add_job(job)
         return job
 
-    def _house(self, principal: Principal) -> House:
+    def _house(self, principal: Principal, charge: Charge) -> House:
         house = House(
             0,
             principal,
-            self.accounts.charge(principal, "jobs"),
+            charge,
             self._tallies.open(principal.owner),
             allowance=self.accounts.allowance(principal),
             token=b"",

@@ -30,11 +30,18 @@ class Shelf:
         self.kept: list[Record] = []
         self.fetches = 0
 
-    def make(self, *, coalesce: bool = False, positions: Positions | None = None, **options: Any) -> Job:
+    def make(
+        self,
+        *,
+        job_id: int = 0,
+        coalesce: bool = False,
+        positions: Positions | None = None,
+        **options: Any,
+    ) -> Job:
         traits = Traits("queues", coalesce=coalesce)
         job = self.engine.keep_job(
             self.bench.principal,
-            job_id=0,
+            job_id=job_id,
             name="backup",
             module=traits,
             values={},
@@ -465,6 +472,27 @@ def test_fires_of_a_durable_job_over_the_rate_are_a_gap_in_its_history(make_benc
     shelf.bind(job)
     assert [entry[:2] for entry in shelf.entries()] == [(1, 1), (2, 2), (3, 3), (4, 5)]
     assert (job.stats.fires, job.stats.lost) == (5, 2)
+
+
+def test_durable_job_comes_back_after_a_restart_whatever_its_user_may_have_by_now(make_bench: Any) -> None:
+    bench = make_bench(Quota(history_bytes=1, jobs=0, registrations_per_second=0))
+    shelf = Shelf(bench)
+    with pytest.raises(AemError):
+        shelf.make()
+    assert not bench.accounts.of(bench.principal).used("history_bytes")
+    job = shelf.make(job_id=7)
+    assert bench.accounts.of(bench.principal).used("history_bytes") == Keep().bytes
+    bench.engine.end_session(bench.session, "", bench.now)
+    shelf.engine.end_job(job, "", bench.now)
+    assert not bench.accounts.in_use()
+
+
+def test_registration_of_a_durable_job_counts_as_any_other(make_bench: Any) -> None:
+    shelf = Shelf(make_bench(Quota(registrations_per_second=1)))
+    shelf.make()
+    with pytest.raises(AemError) as refused:
+        shelf.make()
+    assert refused.value.details["key"] == "quota.registrations_per_second"
 
 
 def test_durable_job_that_ends_gives_everything_back(make_bench: Any) -> None:
