@@ -118,13 +118,20 @@ class Rule:
         part = self.subject.mismatch(principal)
         if part:
             return f"{part} does not match"
+        name = self.misfit(values)
+        if name:
+            return f"parameter {name} is not {self.params[name]}"
+        return self.subject.doubt(principal) if self.allow else ""
+
+    def misfit(self, values: Mapping[str, object]) -> str:
+        """Which parameter is not as it must be; empty if all are."""
         for name, wanted in self.params.items():
             # Of several values all must be what is allowed, and one is enough to be denied.
             found = texts(values.get(name))
             match = all if self.allow else any
             if not found or not match(wanted.matches(text) for text in found):
-                return f"parameter {name} is not {wanted}"
-        return self.subject.doubt(principal) if self.allow else ""
+                return name
+        return ""
 
     def covers(self, other: Rule) -> bool:
         """Whether `other`, if it stands behind this one, can never apply."""
@@ -175,13 +182,14 @@ class Step:
 class Policy:
     """The rules and quotas in force. It never changes: what is read anew is another Policy."""
 
-    __slots__ = ("_about", "_quotas", "quota_rules", "rules")
+    __slots__ = ("_about", "_of", "_quotas", "quota_rules", "rules")
 
     def __init__(self, rules: Sequence[Rule] = (), quota_rules: Sequence[QuotaRule] = ()) -> None:
         self.rules = tuple(rules)
         self.quota_rules = tuple(quota_rules)
         self._about: dict[str, tuple[Rule, ...]] = {}
-        self._quotas: dict[object, tuple[Quota, Mapping[str, str]]] = {}
+        self._of: dict[tuple[object, ...], tuple[Rule, ...]] = {}
+        self._quotas: dict[tuple[object, ...], tuple[Quota, Mapping[str, str]]] = {}
 
     def about(self, module: str) -> tuple[Rule, ...]:
         """The rules about a module; none for nearly every module, and then nobody need be asked who he is."""
@@ -197,10 +205,28 @@ class Policy:
         """The rule that decides; `values` are the parsed parameters."""
         if principal.administrator:
             return ADMINISTRATOR
-        for rule in self.about(module):
-            if not rule.mismatch(principal, module, values):
-                return rule
+        if self.about(module):
+            for rule in self._candidates(principal, module):
+                if not rule.misfit(values):
+                    return rule
         return OWN_RIGHTS
+
+    def _candidates(self, principal: Principal, module: str) -> tuple[Rule, ...]:
+        """The rules about a module that are about `principal`, and certain to be: only the parameters decide
+        between them. A client registers many jobs, and there may be many rules that are about others.
+        """
+        key = (module, *_identity(principal))
+        known = self._of.get(key)
+        if known is None:
+            known = tuple(
+                rule
+                for rule in self.about(module)
+                if rule.subject.matches(principal) and not (rule.allow and rule.subject.doubt(principal))
+            )
+            if len(self._of) >= REMEMBERED_MAX:
+                self._of.clear()
+            self._of[key] = known
+        return known
 
     def steps(self, principal: Principal, module: str, values: Mapping[str, object]) -> Iterator[Step]:
         """Every rule in order, up to the one that decides."""
@@ -232,15 +258,7 @@ class Policy:
         """What `principal` may have, and by resource the quota that says so. See core.quota.Quotas."""
         if not self.quota_rules:
             return _DEFAULTS
-        who = (
-            principal.owner,
-            principal.gid,
-            principal.groups,
-            principal.administrator,
-            principal.unit,
-            principal.cgroup,
-            principal.proven,
-        )
+        who = _identity(principal)
         known = self._quotas.get(who)
         if known is None:
             known = self._find_quota(principal)
@@ -264,6 +282,19 @@ class Policy:
                     continue
                 found[resource], origins[resource] = limit, quota.name
         return replace(_DEFAULT, **found) if found else _DEFAULT, origins
+
+
+def _identity(principal: Principal) -> tuple[object, ...]:
+    """Everything of a principal that a Subject looks at."""
+    return (
+        principal.owner,
+        principal.gid,
+        principal.groups,
+        principal.administrator,
+        principal.unit,
+        principal.cgroup,
+        principal.proven,
+    )
 
 
 _DEFAULT = Quota()

@@ -446,6 +446,8 @@ class Conductor:
         ended = 0
         ruled: dict[tuple[int, int], tuple[Ruling | None, str]] = {}  # equal jobs share owner and values
         for job in self.engine.jobs_of_module(module.description.name):
+            if job in self._closed:  # is ruled when it is opened again
+                continue
             key = (id(job.owner), id(job.values))
             found = ruled.get(key)
             if found is None or job.ruling is not None:

@@ -212,3 +212,28 @@ def test_an_unproven_unit_gets_no_more_and_may_get_less():
 )
 def test_which_rule_covers_which(earlier, later, covered):
     assert earlier.covers(later) is covered
+
+
+def test_what_decides_is_what_the_steps_end_with_for_everybody():
+    """decide() remembers who is meant by what; steps() looks at everything each time."""
+    subjects = [EVERYONE, UNIT, CGROUP, Subject(uids=frozenset({1000})), Subject(groups=(frozenset({27}),))]
+    policy = Policy(
+        [
+            rule(f"{number}{effect}{text}", subject, allow=effect == "a", params={"p": Patterns((text,))})
+            for text in ("x", "y*")
+            for effect in "da"
+            for number, subject in enumerate(subjects)
+        ]
+    )
+    callers = [
+        replace(USER, owner=owner, proven=proven, unit=unit, groups=groups)
+        for owner in (Owner(1000), Owner(1001), Owner(1000, 7), Owner(1000, 0, 7))
+        for proven in (True, False)
+        for unit in ("web.service", "")
+        for groups in ((), (27,))
+    ]
+    for _ in range(2):
+        for caller in [*callers, ROOT]:
+            for value in ("x", "y1", "z"):
+                (*_, last) = policy.steps(caller, "timer", {"p": value})
+                assert policy.decide(caller, "timer", {"p": value}) is last.rule

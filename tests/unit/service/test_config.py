@@ -3,7 +3,14 @@ import stat
 
 import pytest
 
-from aemd.service.config import Config, ConfigError, default_socket, default_state_dir, prepare
+from aemd.service.config import (
+    Config,
+    ConfigError,
+    default_config_dir,
+    default_socket,
+    default_state_dir,
+    prepare,
+)
 
 
 def test_system_socket_is_the_documented_one():
@@ -75,3 +82,11 @@ def test_system_daemon_refuses_a_directory_of_another_user(tmp_path):
     os.chown(tmp_path, 65534, 65534)
     with pytest.raises(ConfigError, match="belongs to uid 65534"):
         prepare(Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path / "state")))
+
+
+def test_configuration_is_below_etc_or_the_users_own_folder():
+    assert default_config_dir(user=False, environment={"HOME": "/home/a"}) == "/etc/aemd"
+    assert default_config_dir(user=True, environment={"HOME": "/home/a"}) == "/home/a/.config/aemd"
+    environment = {"HOME": "/home/a", "XDG_CONFIG_HOME": "/x"}
+    assert default_config_dir(user=True, environment=environment) == "/x/aemd"
+    assert default_config_dir(user=True, environment={}) == "", "no home, no files"
