@@ -31,7 +31,8 @@ stream was lost, and nothing is acknowledged).
 
 Latencies begin with the turn of the daemon's loop in which the kernel's event was read, which is the event's
 `mono_time_ns`. "Handed to the front" is when the core has put it on its way to the client; when it came only
-the acknowledgement says. The buckets of a histogram are powers of two, from {low} to {high}.
+the acknowledgement says. An event that waits for credit, or a level for the handler of the one before it, has
+that time in both. The buckets of a histogram are powers of two, from {low} to {high}.
 """
 
 

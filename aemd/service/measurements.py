@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 JOBS_MAX = 1_000  # told of one by one; AIP-158 pages are as long
 SECOND = 1_000_000_000
+# A series that begins with its first loss would hide just that from whoever looks at how it grows.
+_NOTHING_LOST = {
+    (session_pb2.STAGE_KERNEL, session_pb2.CAUSE_OVERFLOW): 0,
+    (session_pb2.STAGE_SOURCE, session_pb2.CAUSE_SOURCE_FAILED): 0,
+    (session_pb2.STAGE_JOB, session_pb2.CAUSE_OVERFLOW): 0,
+    (session_pb2.STAGE_JOB, session_pb2.CAUSE_SUPERSEDED): 0,
+    (session_pb2.STAGE_SESSION, session_pb2.CAUSE_STREAM_LOST): 0,
+}
 _BOUNDS = tuple(bound_ns / SECOND for bound_ns in BOUNDS_NS)
 
 
@@ -100,7 +108,7 @@ class Measurements:
             samples.put("aemd_job_parked", tally.parked, module)
             samples.put("aemd_job_discarded", tally.discarded, module)
             samples.put("aemd_source_failed", tally.source_failures, module)
-            for (stage, cause), numbers in sorted(tally.lost.items()):
+            for (stage, cause), numbers in sorted((_NOTHING_LOST | tally.lost).items()):
                 samples.put("aemd_lost", numbers, module, _stage(stage), _cause(cause))
             samples.put("aemd_session_delivered", tally.delivered, module)
             samples.put("aemd_session_redelivered", tally.redelivered, module)

@@ -150,14 +150,14 @@ def _judge(what: str, status: admin_pb2.DaemonStatus) -> Iterator[Finding]:
             f"{status.fronts_replaced} fronts have died or were ended for what they said",
             "its log says why: `journalctl -u aemd`",
         )
-    caller = status.caller
+    caller, place = status.caller, what.removeprefix("daemon ")
     if caller.administrator:
-        yield ok("rights", f"uid {caller.uid}: administrator of {what.removeprefix('daemon ')}")
+        yield ok("rights", f"uid {caller.uid}: administrator {place}")
     elif caller.uid == 0:
         yield warn(
             "rights",
-            f"you are root, but no administrator {what.removeprefix('daemon ')}: {caller.not_administrator}",
+            f"you are root, but no administrator {place}: {caller.not_administrator}",
             "ask from the host, outside of the container",
         )
     else:
-        yield ok("rights", f"uid {caller.uid}: your own jobs {what.removeprefix('daemon ')}")
+        yield ok("rights", f"uid {caller.uid}: your own jobs {place}")

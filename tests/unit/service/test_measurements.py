@@ -74,6 +74,7 @@ def test_losses_have_the_names_of_the_stages(bench, measure, prop):
     prop.host.gap(job, stage=session_pb2.STAGE_KERNEL, cause=session_pb2.CAUSE_OVERFLOW, count=5)
     told = measure(MINE, jobs=10)
     assert told["aemd_lost", "prop", "job", "overflow"] == 2
+    assert told["aemd_lost", "timer", "session", "stream-lost"] == 0  # there before the first loss
     assert told["aemd_lost", "prop", "kernel", "overflow"] == 5
     assert told["aemd_one_job_lost", str(job_id), "prop", "", "kernel"] == 5
     assert told["aemd_one_job_lag", str(job_id), "prop", ""] == 8
