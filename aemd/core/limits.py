@@ -95,7 +95,7 @@ class Limits:
 
 
 # Read once, when the daemon starts: buffers are made of that size, processes are started with it.
-AT_START = frozenset({"message_bytes", "event_data_bytes", "descriptors_reserve", "turn_ns"})
+AT_START = frozenset({"message_bytes", "front_bytes", "event_data_bytes", "descriptors_reserve", "turn_ns"})
 
 RANGE = (1, 1 << 40)  # of every limit that is not named here
 RANGES: Mapping[str, tuple[int, int]] = {
@@ -113,6 +113,7 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "drain_ns": (1 * MS, 60 * SECOND),
     "descriptors_reserve": (64, 65_536),
     "fronts": (1, 1_024),
+    "front_bytes": (64 * 1024 * 1024, 1 << 40),
 }
 ORDER = (  # the second bounds the first
     ("queue_depth", "queue_depth_max"),
