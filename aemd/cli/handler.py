@@ -1,8 +1,9 @@
 """A command as the handler of events: what it gets, how it is run, how it is ended.
 
-The event comes as one line of JSON on standard input, and its facts as AEM_* variables. Standard output
-and standard error are those of aemctl. Each run has a process group of its own, so that a time limit ends
-a shell script together with what the script has started.
+The event comes as one line of JSON on standard input, and its facts as AEM_* variables. Standard output and
+standard error are those of aemctl. Each run has a session of its own: it has no terminal, and a time limit
+ends a shell script together with what the script has started. What else it has around it is
+`surroundings.py`.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def _text(value: object) -> str:
 class Command:
     """Runs a command for one event at a time.
 
-    `shield`: within it no signal's exception is raised. Without that, one that comes while the command is
-    being started would leave it running with nobody who knows of it.
+    `environment`: its variables, beside those of the event; None: those of this process. `shield`: within
+    it no signal's exception is raised. Without that, one that comes while the command is being started
+    would leave it running with nobody who knows of it.
     """
 
     def __init__(
@@ -80,10 +82,12 @@ class Command:
         words: Sequence[str],
         *,
         timeout_ns: int | None = None,
+        environment: Mapping[str, str] | None = None,
         shield: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._words = list(words)
         self._timeout_seconds = None if timeout_ns is None else timeout_ns / 1e9
+        self._environment = os.environ if environment is None else environment
         self._shield = shield
 
     def run(self, row: Row) -> None:
@@ -109,9 +113,11 @@ class Command:
             raise CommandError(f"{self._words[0]}: {_ended(process.returncode)}")
 
     def _start(self, row: Row) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **variables(row)}
+        environment = {**self._environment, **variables(row)}
         try:
-            return subprocess.Popen(self._words, stdin=subprocess.PIPE, env=environment, process_group=0)
+            return subprocess.Popen(
+                self._words, stdin=subprocess.PIPE, env=environment, start_new_session=True
+            )
         except OSError as error:
             raise CommandError(f"{self._words[0]}: {error.strerror}") from error
 

@@ -262,6 +262,29 @@ def test_on_ends_a_run_that_takes_too_long(start: Start) -> None:
     assert "time limit of 0.2s" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "1 0 ::"),
+        (["--allow-new-privs", "--limit-core", "4KiB"], "0 8 ::"),
+        (["--env", "SECRET", "--env", "MODE=x"], "1 0 :token:x"),
+        (["--keep-env"], "1 0 ten:token:"),
+    ],
+)
+def test_on_gives_its_command_few_variables_no_privileges_and_no_core_dumps(
+    start: Start, monkeypatch: Any, options: list[str], told: str
+) -> None:
+    monkeypatch.setenv("SECRET", "token")
+    monkeypatch.setenv("OTHER", "ten")
+    script = (
+        "set -- $(grep NoNewPrivs /proc/self/status); echo $2 $(ulimit -Sc) $OTHER:$SECRET:$MODE;"
+        ' test $(ps -o sid= -p $$) = $$ && test -n "$HOME"'
+    )
+    arguments = ["--count", "1", *options, "--", "sh", "-c", script]
+    code, out, err = outcome(start("on", "timer", "after=10ms", *arguments))
+    assert (code, out.strip(), err) == (0, told, "")
+
+
 def test_signal_ends_on_together_with_its_command(start: Start) -> None:
     handler = start("on", "timer", "after=10ms", "--", "sh", "-c", "echo $$; exec sleep 1000")
     pid = int(first_line(handler))

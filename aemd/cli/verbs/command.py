@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aemd.cli import surroundings
 from aemd.cli.failure import Exit, note
 from aemd.cli.halt import Halt, Halted
 from aemd.cli.handler import Command, CommandError
 from aemd.cli.parameters import SPAN
+from aemd.cli.surroundings import environment
 from aemd.cli.verb import Settings, Verb
 from aemd.cli.verbs.events import SECTION, checked_parameters, job_arguments, job_options, one_shot_option
+from aemd.modules.quantity import parse_size
 
 if TYPE_CHECKING:
     import aem
@@ -58,6 +61,25 @@ class WithCommand(Verb):
     help="End a run that takes longer: SIGTERM, 5 s later SIGKILL. It counts as failed.",
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many runs.")
+@click.option(
+    "--env",
+    "variables",
+    metavar="NAME[=VALUE]",
+    multiple=True,
+    help="Let a variable through to the command, or set one. May be given several times.",
+)
+@click.option("--keep-env", is_flag=True, help="Let all variables through.")
+@click.option(
+    "--allow-new-privs",
+    is_flag=True,
+    help="Let the command gain privileges by set-user-ID programs such as sudo.",
+)
+@click.option(
+    "--limit-core",
+    default="0",
+    metavar="BYTES|unlimited",
+    help="The longest core dump of the command.  [default: 0, none]",
+)
 @click.pass_context
 def on(
     ctx: click.Context,
@@ -67,6 +89,10 @@ def on(
     words: Sequence[str],
     timeout_ns: int | None,
     count: int | None,
+    variables: Sequence[str],
+    keep_env: bool,
+    allow_new_privs: bool,
+    limit_core: str,
     label: str | None,
     **options: Any,
 ) -> int:
@@ -76,19 +102,32 @@ def on(
     AEM_TYPE, AEM_JOB, AEM_SEQ, AEM_EPOCH, AEM_COUNT, AEM_ATTEMPTS, AEM_TIME_NS, and AEM_ with the name of
     each field of the payload (AEM_EXIT_STATUS, AEM_PEER_DISPLAY). Its output goes where aemctl's goes.
 
+    The command has a session of its own and no terminal. Of the variables here it gets PATH, HOME, USER,
+    LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ and AEMD_ADDRESS; --env gives it more. It cannot gain privileges,
+    and leaves no core dumps.
+
     A run that does not exit with 0 has failed: it is told, counted, and `aemctl show-job` shows the last
     one. The next event is handled nevertheless. Exit code 1 if a run failed.
     """
     command = ctx.meta.get("command")
     if not command:
         raise click.UsageError("there is no command; put it behind --, for example: -- ./report.sh", ctx)
+    try:
+        around = environment(os.environ, variables, keep=keep_env)
+        core_bytes = None if limit_core == "unlimited" else parse_size(limit_core)
+    except ValueError as error:
+        raise click.UsageError(str(error), ctx) from None
+    surroundings.limit_core(core_bytes)
+    if not allow_new_privs:
+        surroundings.give_up_privileges()
     settings = ctx.ensure_object(Settings)
     halt = Halt()
     with settings.client(reconnect=True) as client, halt.armed():
         parameters = checked_parameters(client, module, words)
         name = label or f"aemctl on: {command[0]}"
         chosen = job_options(**options)
-        runs = _Runs(Command(command, timeout_ns=timeout_ns, shield=halt.shielded), count, client.stop)
+        run = Command(command, timeout_ns=timeout_ns, environment=around, shield=halt.shielded)
+        runs = _Runs(run, count, client.stop)
         try:
             job = client.register(
                 module, runs.event, on_gap=runs.gap, options=chosen, label=name, params=parameters
