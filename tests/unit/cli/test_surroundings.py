@@ -53,7 +53,7 @@ def test_more_is_let_through_by_name_or_set() -> None:
 
 @pytest.mark.parametrize("word", ["", "=x", "ABSENT", "A\0B=x"])
 def test_what_is_no_variable_is_refused(word: str) -> None:
-    with pytest.raises(ValueError, match="NAME|no variable"):
+    with pytest.raises(ValueError, match=r"NAME|no variable"):
         environment(HERE, [word])
 
 
@@ -74,12 +74,13 @@ def test_command_gets_the_facts_of_the_event_whatever_is_here(tmp_path: Any) -> 
 def test_privileges_and_core_dumps_are_given_up_for_all_that_is_started(
     size: str, wanted: int | None
 ) -> None:
+    script = "grep NoNewPrivs /proc/self/status; ulimit -Sc; ulimit -Hc"
     code = (
         "import subprocess\n"
         "from aemd.cli import surroundings\n"
         f"surroundings.limit_core({size})\n"
         "surroundings.give_up_privileges()\n"
-        "subprocess.run(['sh', '-c', 'grep NoNewPrivs /proc/self/status; ulimit -Sc; ulimit -Hc'], check=True)\n"
+        f"subprocess.run(['sh', '-c', {script!r}], check=True)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     privileges, soft, hard = ran.stdout.splitlines()
