@@ -40,7 +40,7 @@ Traps:
   own inodes in `peer/deputy.py`.
 - fchmod(2) on an unbound Unix socket decides the mode of the path to come: it is never wider for a moment.
 - Whoever may name a Unix datagram peer makes the daemon write to it with the daemon's rights. See
-  `modules/socket/datagram.py` for how a reply is held to those who wrote.
+  `modules/socket/datagram.py` for how a reply is held to those who wrote, and `reply.py` for paths.
 - Descriptors that a peer passes (SCM_RIGHTS) are closed by the kernel as long as no control buffer has room
   for them. The one used for credentials is filled by them.
 - recv(2) returns 0 for an empty seqpacket message and for the end alike; poll(2) for POLLRDHUP tells.

@@ -7,7 +7,7 @@ rights, write to any Unix socket of the machine. A sender without a name has the
 answered.
 
 Nothing waits for output: what the kernel does not take now is refused, and the sender decides. There is no
-EPOLLOUT for "this peer's queue has room".
+EPOLLOUT for "this peer's queue has room". A sender whose name is a path is another matter: `reply.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from aemd.modules.socket.event import (
     encode_data,
     key_field,
 )
+from aemd.modules.socket.reply import Replies
 from aemd.modules.socket.settings import Settings
 from aemd.modules.socket.shared import Shared
 from aemd.sources.bound import Bound
@@ -112,6 +113,7 @@ class Datagrams:
         self._lost = 0
         self._drops = drops(bound.socket)
         self._local_message = address_message(self._local())
+        self._replies = Replies(self.host, job, bound)
         self._syncs: list[tuple[Callable[[], None], int]] = []
 
     # -- the job
@@ -144,11 +146,12 @@ class Datagrams:
         self._armed = False
         self._watch()
         self._end_syncs()
+        self._replies.close()
         self.host.refund(self.job, 1 + (self.bound.held is not None))
 
     def busy(self) -> bool:
-        """Never: a datagram is taken at once or not at all."""
-        return False
+        """Whether an answer is under way; most are taken at once or not at all."""
+        return self._replies.waits
 
     def details(self) -> dict[str, str]:
         """For people."""
@@ -255,6 +258,9 @@ class Datagrams:
             )
 
     def _send(self, raw: RawAddress, data: bytes) -> None:
+        if isinstance(raw, bytes) and not raw.startswith(b"\0"):
+            self._replies.send(raw, data)
+            return
         try:
             self.bound.socket.sendto(data, socket.MSG_NOSIGNAL, raw)
         except OSError as error:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 
 import pytest
 
 from aemd.core.errors import AemError
+from aemd.modules.socket import reply
 from aemd.v1 import session_pb2
+from tests.kernel.conftest import principal
+
+MS = 1_000_000
+NOBODY = 65_534
 
 
 def sender(rig, job, name=None) -> socket.socket:
@@ -175,7 +181,7 @@ def test_many_senders_are_told_apart(rig):
 
 def test_busy_peer_and_too_long_answers_are_refused(rig, tmp_path):
     job = rig.open(f"unix-dgram:{tmp_path}/s")
-    client = sender(rig, job, f"{tmp_path}/client")
+    client = sender(rig, job, f"\0{tmp_path}/client")
     client.send(b"x")
     rig.until(lambda: rig.of("data"))
     key = rig.of("data")[0].key
@@ -189,6 +195,59 @@ def test_busy_peer_and_too_long_answers_are_refused(rig, tmp_path):
     with pytest.raises(AemError) as caught:
         rig.op(job, key, "write-close", b"x")
     assert caught.value.reason == "NO_CONNECTION"
+
+
+def test_sender_with_a_path_is_answered_in_order_and_told_of_refusals_with_the_next(rig, tmp_path):
+    job = rig.open(f"unix-dgram:{tmp_path}/s")
+    client = sender(rig, job, f"{tmp_path}/client")
+    client.send(b"x")
+    rig.until(lambda: rig.of("data"))
+    key = rig.of("data")[0].key
+    written, refused = rig.fill(job, key, lambda number: b"%d" % number)
+    assert (written, refused.reason) == (reply.WAITING_MAX + 1, "PEER_BUSY")
+    assert rig.module.busy(job)
+    told = []
+    client.settimeout(0)
+    while len(told) < 10:  # as many as its queue holds, net.unix.max_dgram_qlen
+        try:
+            told.append(client.recv(100))
+        except BlockingIOError:
+            rig.loop.turn(10 * MS)
+    assert told == [b"%d" % number for number in range(10)]
+    client.close()
+    rig.until(lambda: not rig.module.busy(job))
+    with pytest.raises(AemError) as caught:
+        rig.op(job, key, "write", b"x")
+    assert caught.value.reason == "PEER_UNREACHABLE"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the daemon acts for another user")
+def test_answer_is_sent_with_the_rights_of_the_owner_and_not_of_the_daemon(rig):
+    """A sender whose path leads to another socket by the time that it is answered."""
+    with tempfile.TemporaryDirectory(prefix="aemd-") as place:
+        os.chmod(place, 0o755)
+        for name in ("own", "own/a", "root"):
+            os.mkdir(f"{place}/{name}")
+            os.chmod(f"{place}/{name}", 0o777 if name.startswith("own") else 0o755)
+        victim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        rig.clients.append(victim)
+        victim.bind(f"{place}/root/notify")
+        os.chmod(f"{place}/root/notify", 0o600)
+        job = rig.open(f"unix-dgram:{place}/own/s", owner=principal(NOBODY))
+        client = sender(rig, job, f"{place}/own/a/notify")
+        client.send(b"x")
+        rig.until(lambda: rig.of("data"))
+        key = rig.of("data")[0].key
+        os.rename(f"{place}/own/a", f"{place}/own/b")
+        os.symlink(f"{place}/root", f"{place}/own/a")
+        rig.op(job, key, "write", b"STOPPING=1")
+        rig.until(lambda: not rig.module.busy(job))
+        with pytest.raises(BlockingIOError):
+            victim.recv(100)
+        with pytest.raises(AemError) as caught:
+            rig.op(job, key, "write", b"STOPPING=1")
+        assert caught.value.details["errno"] == "EACCES"
+        rig.close(job)
 
 
 def test_answer_that_no_datagram_can_hold_is_refused(rig):
