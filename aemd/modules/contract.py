@@ -38,7 +38,7 @@ from aemd.core.limits import Limits
 from aemd.core.policy import Ruling
 from aemd.core.principal import Principal
 from aemd.core.right import Act
-from aemd.modules.need import Given, Need
+from aemd.modules.need import Given, Need, OpenPath
 from aemd.sources.reactor import Reactor
 from aemd.v1 import event_pb2, session_pb2
 from aemd.v1 import module_pb2 as pb
@@ -225,6 +225,11 @@ class Module(Protocol):
         acquired. AemError where open() would raise it for want of what the values name.
         """
 
+    def opens(self, values: Mapping[str, object]) -> Sequence[OpenPath]:
+        """The paths that a job with these values needs as its caller, so that somebody who only asks can be
+        told; needs() is what a job really needs.
+        """
+
     def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:
         """What must be done as the caller before open(job), start(job), or both; nothing else is done then
         but what they would refuse refused, and what is to be opened charged. What this charged is given back
@@ -274,6 +279,10 @@ class Basic:
 
     def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:  # noqa: ARG002
         """Nothing that needs a right."""
+        return ()
+
+    def opens(self, values: Mapping[str, object]) -> Sequence[OpenPath]:  # noqa: ARG002
+        """No paths."""
         return ()
 
     def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:  # noqa: ARG002

@@ -28,6 +28,7 @@ _METHODS = (
     "details",
     "shutdown",
     "acts",
+    "opens",
 )
 
 

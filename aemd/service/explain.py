@@ -10,24 +10,28 @@ is not shown the rules that are about others.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aemd.core.errors import AemError, Code, invalid
 from aemd.core.policy import ADMINISTRATOR, OWN_RIGHTS, Ruling, Step
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import right
 from aemd.modules.contract import Module
+from aemd.modules.need import Given, OpenPath
 from aemd.modules.params import parse_values
+from aemd.peer.deputy import Deputy
 from aemd.service.authority import Authority
 from aemd.service.conductor import Conductor
 from aemd.service.names import Names
+from aemd.service.unary import Later
 from aemd.v1 import admin_pb2, job_pb2
 
 
 class Explainer:
     """Answers ExplainPolicy."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, deputy: Deputy) -> None:
+        self._deputy = deputy
         self._limits = conductor.limits
         self._registry = conductor.registry
         self._authority: Authority = conductor.authority
@@ -35,8 +39,8 @@ class Explainer:
 
     def explain(
         self, principal: Principal, request: admin_pb2.ExplainPolicyRequest
-    ) -> admin_pb2.ExplainPolicyResponse:
-        """What is decided, and why."""
+    ) -> admin_pb2.ExplainPolicyResponse | Later:
+        """What is decided, and why. Later, if the deputy has to try a path."""
         if not request.module:
             raise invalid("module", "is required")
         about = self._subject(principal, request)
@@ -53,7 +57,7 @@ class Explainer:
             reason = f"{reason}; {more}"
         doubts = "" if allowed else self._authority.policy.doubts(about, request.module, values)
         shown = principal.administrator
-        return admin_pb2.ExplainPolicyResponse(
+        response = admin_pb2.ExplainPolicyResponse(
             allowed=allowed,
             rule=rule.name,
             origin=rule.origin if shown else "",
@@ -62,6 +66,39 @@ class Explainer:
             grants=sorted(rule.grants),
             redactions=rule.redactions,
         )
+        if allowed and rule is not ADMINISTRATOR and module is not None and not missing:
+            opens = module.opens(values)
+            if opens:
+                return self._try_paths(about, opens, response)
+        return response
+
+    def _try_paths(
+        self, about: Principal, opens: Sequence[OpenPath], response: admin_pb2.ExplainPolicyResponse
+    ) -> Later:
+        """Have the paths opened as the caller, or, where there is none, as a process of that user would."""
+        later = Later()
+        ask = self._deputy.ask if about.pid else self._deputy.ask_for_user
+        waiting = list(opens)
+
+        def answered(given: Given | AemError) -> None:
+            if isinstance(given, AemError):
+                response.allowed = False
+                response.reason = f"{response.reason}, but not for the path: {given.message}"
+                later.give(response)
+                return
+            if given is not None:
+                given.close()
+            try_next()
+
+        def try_next() -> None:
+            if waiting:
+                ask(about, waiting.pop(0), answered)
+                return
+            response.reason += "; it may look up the path, and what else it needs of it is not tried"
+            later.give(response)
+
+        try_next()
+        return later
 
     def _own_rights(
         self,

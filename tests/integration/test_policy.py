@@ -270,6 +270,34 @@ def test_explain_says_what_a_registration_would_be_told(daemon, other):
     assert a.do("explain", module="timer", for_uid=B)["code"] == DENIED
 
 
+def test_explain_has_a_path_tried_as_the_user_and_tells_no_more_than_it_may_know(
+    daemon, client, other, folder
+):
+    secret = Path(folder, "secret")
+    secret.mkdir(mode=0o700)
+    (secret / "there").mkdir()
+    a = other(A)
+    reasons = []
+    for name in ("there", "absent"):
+        told = a.do("explain", module="socket", listen=f"unix:{secret}/{name}/sock")
+        assert not told["allowed"]
+        reasons.append(told["reason"].replace(name, "#"))
+    assert reasons[0] == reasons[1]
+    assert "permission denied" in reasons[0].lower()
+    secret.chmod(0o755)
+    assert a.do("explain", module="socket", listen=f"unix:{secret}/there/sock")["allowed"]
+    assert not a.do("explain", module="socket", listen=f"unix:{secret}/absent/sock")["allowed"]
+    secret.chmod(0o700)
+    request = admin_pb2.ExplainPolicyRequest(module="socket", uid=B)
+    request.params["listen"].text = f"unix:{secret}/there/sock"
+    told = client.call("AdminService/ExplainPolicy", request, admin_pb2.ExplainPolicyResponse)
+    assert not told.allowed
+    secret.chmod(0o755)
+    told = client.call("AdminService/ExplainPolicy", request, admin_pb2.ExplainPolicyResponse)
+    assert told.allowed, told
+    assert not list((secret / "there").iterdir()), "nothing was made"
+
+
 def test_aemctl_explains_for_anybody_and_exits_by_the_answer(daemon, configure):
     def aemctl(*words):
         command = [sys.executable, "-m", "aemd.cli.ctl", "--address", daemon.address, *words]

@@ -11,6 +11,7 @@ connections, `datagram.py` the rest; what the kernel does stands in `sources/soc
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +19,7 @@ from aemd.core.errors import AemError, Code, invalid
 from aemd.core.principal import Principal
 from aemd.core.right import Act
 from aemd.modules.contract import Address, Delivery, Description, Host, Job
-from aemd.modules.need import BindPath, BoundPath, ListenPath, Need
+from aemd.modules.need import Access, BindPath, BoundPath, ListenPath, Need, OpenPath
 from aemd.modules.socket.datagram import Datagrams
 from aemd.modules.socket.event import Clock
 from aemd.modules.socket.listener import Listener
@@ -95,6 +96,13 @@ class Socket:
     def acts(self, principal: Principal, values: Mapping[str, object]) -> Sequence[Act]:  # noqa: ARG002
         """Listening on the address."""
         return (_act(settings(values, self._host.limits).address),)
+
+    def opens(self, values: Mapping[str, object]) -> Sequence[OpenPath]:
+        """The folder that the socket's name is to be in."""
+        address = settings(values, self._host.limits).address
+        if not has_path(address):
+            return ()
+        return (OpenPath(os.path.dirname(address.path), Access.PATH, "params.listen"),)
 
     def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:
         """The path of a Unix socket: bound, and whether it is still the caller's to listen on."""

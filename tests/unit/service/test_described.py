@@ -33,7 +33,7 @@ class Sample:
     def start(self) -> None: ...
 
     stop = close = operate = pause = resume = sync = busy = details = shutdown = start
-    open = acts = start
+    open = acts = opens = start
 
 
 def refusal(**changes: object) -> str:
