@@ -11,6 +11,7 @@ In this order, each as far as this kernel and this user allow:
   Everything that this process will ever import must be imported by now. Landlock holds for the calling
   thread and those that it starts, therefore before gRPC has any;
 - if root: no capability in any set, no groups, another user (`aemd`, or `nobody`);
+- calls that no front makes are refused (seccomp.py): it starts no process, so that with it all of it ends;
 - not dumpable, so that another process of that user can neither trace it nor read its memory.
 
 Running as one's own user (`aemd --user`) all this is a hurdle and not a boundary.
@@ -26,6 +27,8 @@ import resource
 import secrets
 import struct
 from dataclasses import dataclass
+
+from aemd.front import seccomp
 
 USERS = ("aemd", "nobody")
 SOCKET_NAME = "grpc"  # in the folder, where there must be one
@@ -117,7 +120,8 @@ def enter(folder: bytes, lodger: Lodger | None, *, data_bytes: int) -> Cell:
         _become(lodger)
     _drop_capabilities()
     _prctl(_PR_SET_DUMPABLE, 0)
-    words = f"uid={os.geteuid()} netns={'own' if alone else 'shared'} landlock={landlock}"
+    filtered = "yes" if seccomp.install() else "no"
+    words = f"uid={os.geteuid()} netns={'own' if alone else 'shared'} landlock={landlock} seccomp={filtered}"
     if alone:
         name = f"aemd-{secrets.token_hex(16)}"
         return Cell(f"unix-abstract:{name}", b"\0" + name.encode(), words)

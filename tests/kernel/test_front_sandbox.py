@@ -13,7 +13,7 @@ import pytest
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_CREATE_RULESET_VERSION = 444, 1
 ESCAPES = """
-import ctypes, json, mmap, os, resource, signal, socket, sys
+import ctypes, json, mmap, os, resource, signal, socket, sys, threading
 sys.path.insert(0, sys.argv[1])
 from aemd.front import sandbox
 
@@ -42,6 +42,29 @@ def own_socket():
         client.bind(b"\\0" + os.urandom(8).hex().encode())
         client.connect(cell.connect)
 
+def fork():
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+def fork_by_clone3():
+    arguments = (ctypes.c_uint64 * 8)(0, 0, 0, 0, signal.SIGCHLD)
+    pid = libc.syscall(435, arguments, ctypes.c_size_t(64))
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        raise PermissionError
+    os.waitpid(pid, 0)
+
+def thread():
+    started = threading.Thread(target=lambda: None)
+    started.start()
+    started.join()
+
+def new_namespaces():
+    if libc.unshare(0x50000000):  # CLONE_NEWUSER | CLONE_NEWNET
+        raise PermissionError
+
 def ptrace():
     if libc.ptrace(16, parent, 0, 0):  # PTRACE_ATTACH
         raise PermissionError
@@ -60,6 +83,10 @@ tries = {
     "too much memory": lambda: map_private(512 << 20),
     "a higher limit": raise_limit,
     "own socket": own_socket,
+    "thread": thread,
+    "fork": fork,
+    "clone3": fork_by_clone3,
+    "new namespaces": new_namespaces,
     "random": lambda: open("/dev/urandom", "rb").read(1),
     "read": lambda: open("/etc/passwd").read(),
     "read itself": lambda: open(sandbox.__file__).read(),
@@ -112,6 +139,16 @@ def locked_up(tmp_path: Path) -> dict[str, object]:
 def test_front_can_serve(locked_up: dict[str, object]) -> None:
     assert locked_up["own socket"]
     assert locked_up["random"]
+    assert locked_up["thread"]
+
+
+@pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "aarch64", "riscv64"), reason="no filter for this machine"
+)
+def test_it_stays_one_process_in_its_namespaces(locked_up: dict[str, object]) -> None:
+    assert "seccomp=yes" in str(locked_up["words"])
+    for what in ("fork", "clone3", "execute", "new namespaces"):
+        assert not locked_up[what], what
 
 
 @pytest.mark.skipif(landlock_abi() < 1, reason="this kernel has no Landlock")

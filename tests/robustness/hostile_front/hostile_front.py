@@ -77,4 +77,5 @@ def connect(path):
         except TimeoutError:
             return b"silence"
         except OSError as error:
-            return b"closed" if error.errno == errno.EPIPE else errno.errorcode[error.errno].encode()
+            closed = error.errno in (errno.EPIPE, errno.ECONNRESET)
+            return b"closed" if closed else errno.errorcode[error.errno].encode()
