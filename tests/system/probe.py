@@ -85,16 +85,6 @@ def be_real_time():
     call("sched_setscheduler", 0, SCHED_FIFO, None, invalid=errno.EINVAL)
 
 
-def make_set_user_id():
-    path = "/var/lib/aemd/set-user-id"
-    with open(path, "w"):
-        pass
-    try:
-        os.chmod(path, 0o4755)
-    finally:
-        os.unlink(path)
-
-
 def new_host_name_space():
     if libc.unshare(CLONE_NEWUTS):
         raise OSError(ctypes.get_errno(), "unshare")

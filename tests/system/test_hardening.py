@@ -26,7 +26,6 @@ PROTECTIONS = {
     ("LockPersonality", "yes"): ("change_personality", "EPERM"),
     ("MemoryDenyWriteExecute", "yes"): ("write_code", "EPERM"),
     ("RestrictRealtime", "yes"): ("be_real_time", "EPERM"),
-    ("RestrictSUIDSGID", "yes"): ("make_set_user_id", "EPERM"),
     ("RestrictNamespaces", "net"): ("new_host_name_space", "EPERM"),
     ("RestrictAddressFamilies", "AF_UNIX"): ("open_netlink", "EAFNOSUPPORT"),
     ("UMask", "0077"): ("make_readable_file", "for nobody else"),

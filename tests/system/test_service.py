@@ -2,13 +2,14 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
-from tests.system.box import PATIENCE
+from tests.system.box import ENVIRONMENT, PATIENCE, PYTHON
 from tests.system.conftest import UNITS
 
-EXPOSURE_MAX = 28  # tenths, of `systemd-analyze security`
+EXPOSURE_MAX = 32  # tenths, of `systemd-analyze security`
 SOCKET = "/run/aemd/aemd.sock"
 NOBODY = ("setpriv", "--reuid=4242", "--regid=4243", "--clear-groups", "/opt/aemd/bin/aemctl")
 RULE = """
@@ -204,6 +205,28 @@ def test_user_instance_is_started_by_its_first_client(user_manager):
     assert user_manager("systemctl", "--user", "is-active", "aemd.service").stdout.strip() == "active"
     user_manager("systemctl", "--user", "restart", "aemd.service")
     user_manager("systemctl", "--user", "stop", "aemd.service", "aemd.socket")
+
+
+# What it does for callers although it sees little itself.
+
+
+def test_caller_has_a_socket_where_the_daemon_sees_nothing(aemd):
+    home = aemd.box.path("/home/caller")
+    os.makedirs(home)
+    os.chmod(home, 0o700)
+    os.chown(home, 4242, 4243)
+    watch = ("watch", "socket", "listen=unix:/home/caller/socket", "--count", "2", "-o", "json")
+    watching = subprocess.Popen(
+        aemd.box.command(*NOBODY, *watch), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    aemd.box.until(lambda: os.path.exists(f"{home}/socket") or watching.poll() is not None, "the socket")
+    found = os.stat(f"{home}/socket")
+    assert (found.st_uid, found.st_gid) == (4242, 4243)
+    connect = "import socket; socket.socket(socket.AF_UNIX).connect('/home/caller/socket')"
+    aemd.box.run(PYTHON, "-c", connect)
+    events = [json.loads(line) for line in watching.communicate(timeout=PATIENCE)[0].splitlines()]
+    assert {event["module"] for event in events} == {"socket"}
+    aemd.box.until(lambda: not os.listdir(home), "its removal")
 
 
 # Its log.
