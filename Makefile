@@ -69,6 +69,11 @@ bench-quick: ## Compare with Redis, D-Bus and plain servers, in three minutes
 bench-floods: dev ## Latency of one user's events while another one floods, in two minutes; as root
 	@$(BIN)/python -m benchmarks.floods
 
+.PHONY: deb
+deb: ## Build the Debian package into dist/
+	@tools/setup.sh deb
+	@tools/deb.sh
+
 .PHONY: clean
 clean: ## Remove what the targets above made
 	rm -rf .venv .venv-proto build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis

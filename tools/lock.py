@@ -46,6 +46,7 @@ def main() -> int:
         )
         projects = [daemon, ROOT / "clients" / "python" / "pyproject.toml"]
         lock("run", *projects, REQUIREMENTS / "build.in")
+        lock("service", *projects, "-c", REQUIREMENTS / "run.txt")  # what runs, without what builds it
         lock(
             "dev",
             *projects,

@@ -4,6 +4,7 @@
 #   tools/setup.sh run     .venv with aemd, aemctl, aemhttpd and the package aem
 #   tools/setup.sh dev     the same, with what tests and checks take, and the programs that tests run
 #   tools/setup.sh bench   the same, with the peers that benchmarks compare with
+#   tools/setup.sh deb     what builds the Debian package
 #   tools/setup.sh proto   .venv-proto with the code generator
 #
 # Python packages come hash-locked from requirements/. Debian packages are installed only as root on a machine
@@ -105,12 +106,15 @@ bench)
     aemd dev
     install .venv bench requirements/bench.txt || true
     ;;
+deb)
+    apt debhelper dpkg-dev fakeroot lintian python3 python3-venv
+    ;;
 proto)
     venv .venv-proto
     install .venv-proto proto requirements/proto.txt || true
     ;;
 *)
-    sed -n '2,11p' "$0"
+    sed -n '2,12p' "$0"
     exit 2
     ;;
 esac
