@@ -218,7 +218,9 @@ class Waiting:
         event of `size` bytes fits now, else how it is lost; and whether something was lost already.
         """
         before = self.depth
-        loss = self._make_room_here(size, key) or self._make_room_of_user(size + ENTRY_BYTES, key)
+        loss = self._make_room_here(size, key)
+        if loss is None and size + ENTRY_BYTES > self.session.account.bytes_free:
+            loss = self._make_room_of_user(size + ENTRY_BYTES, key)
         return loss, self.depth < before
 
     def _make_room_here(self, size: int, key: bytes) -> Loss | None:
