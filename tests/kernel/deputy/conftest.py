@@ -24,6 +24,7 @@ from aemd.peer.deputy import Deputy
 NOBODY, ANOTHER = 65_534, 65_533
 LOOK_NS = 10 * MS
 WAIT_NS = 20 * SECOND
+PR_SET_DUMPABLE = 4
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 16_384, 1 << 18
 
@@ -56,7 +57,7 @@ def switch(uid, gid=None, groups=()):
 class Program:
     """A process that is `uid` and waits; before that it has done `prepare()`, as root."""
 
-    def __init__(self, uid, prepare=None, *, run=None, umask=0o022):
+    def __init__(self, uid, prepare=None, *, run=None, umask=0o022, dumpable=False):
         self.uid = uid
         ready, says = os.pipe()
         waits, self._end = os.pipe()
@@ -68,6 +69,8 @@ class Program:
                 if prepare is not None:
                     prepare()
                 switch(uid)
+                if dumpable:  # as every program is that it has executed
+                    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
                 os.write(says, b"1")
                 if run is not None:
                     run()

@@ -2,13 +2,15 @@
 
 import os
 import resource
+import socket
 
 import pytest
 
 from aemd.core.errors import AemError
-from aemd.deputy import caller
+from aemd.deputy import caller, task
+from aemd.deputy.protocol import Fault, Kind, Request, pack_answer, parse_answer
 from aemd.modules.need import OpenPath
-from tests.kernel.deputy.conftest import NOBODY, libc
+from tests.kernel.deputy.conftest import ANOTHER, NOBODY, PR_SET_DUMPABLE, libc, private_mounts, switch
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: other users' processes are started")
 
@@ -113,3 +115,43 @@ def test_pid_that_came_round_is_not_taken_for_the_caller(rig, own):
     finally:
         other_program.close()
         del rig.programs[other.pid]
+
+
+def by_daemon_of(uid, request, fds):
+    """What a deputy says that is not root; what it hands over is closed."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            switch(uid)
+            libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+            answer, _ = task.perform(request, list(fds))
+            os.write(theirs, pack_answer(answer))
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours, "rb") as file:
+        said = file.read()
+    os.waitpid(pid, 0)
+    return parse_answer(said)
+
+
+def test_deputy_that_is_not_root_acts_for_its_own_user_below_its_own_root_only(rig, place, own):
+    def bind(program, uid):
+        request = Request(
+            Kind.BIND,
+            1,
+            uid,
+            uid,
+            pid=program.pid,
+            type=int(socket.SOCK_STREAM),
+            path=f"{own}/s{uid}".encode(),
+        )
+        return by_daemon_of(NOBODY, request, [program.pidfd]).error
+
+    assert bind(rig.program(NOBODY, dumpable=True), NOBODY) == 0
+    assert os.stat(f"{own}/s{NOBODY}").st_uid == NOBODY
+    assert bind(rig.program(NOBODY, private_mounts, dumpable=True), 1) == Fault.ELSEWHERE
+    assert bind(rig.program(NOBODY, lambda: os.chroot(place), dumpable=True), 2) == Fault.ELSEWHERE
+    assert bind(rig.program(NOBODY, dumpable=True), ANOTHER) == Fault.ANOTHER
+    assert os.listdir(own) == [f"s{NOBODY}"]

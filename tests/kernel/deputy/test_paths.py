@@ -230,8 +230,10 @@ def test_directory_that_is_moved_out_while_it_is_looked_at_leads_nowhere_else(ri
     """Its `..` would be another one than a moment ago: the classic way out of a chroot."""
     os.makedirs(f"{jail}/run/a/b")
     os.mkdir(f"{place}/outside")
-    with open(f"{place}/etc", "w", encoding="ascii"):
+    os.mkdir(f"{place}/etc")
+    with open(f"{place}/etc/passwd", "w", encoding="ascii"):
         pass
+    long = "/run/a/b/" + "../b/" * 700 + "../../../etc/passwd"  # so that it is moved on the way
 
     def enter():
         os.chroot(jail)
@@ -248,7 +250,7 @@ def test_directory_that_is_moved_out_while_it_is_looked_at_leads_nowhere_else(ri
     mover = threading.Thread(target=move)
     mover.start()
     try:
-        answers = rig.ask_many(program, OpenPath(b"/run/a/b/../../../etc/passwd"), ROUNDS // 4)
+        answers = rig.ask_many(program, OpenPath(long.encode()), ROUNDS // 4)
     finally:
         moving = False
         mover.join()
