@@ -13,4 +13,5 @@ cp $tree/systemd/aemd.{service,socket,sysusers,tmpfiles} $tree/debian/
 (cd $tree && dpkg-buildpackage --build=binary --unsigned-source --unsigned-changes)
 lintian --fail-on error,warning --info $work/*.changes
 mv $work/*.deb dist/
+rm -rf $work
 ls -l dist/*.deb

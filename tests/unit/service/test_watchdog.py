@@ -145,6 +145,19 @@ def test_front_has_time_after_a_core_that_was_held_up(bench: Bench) -> None:
     assert (bench.replaced, bench.signs()) == ([], 2)
 
 
+def test_answer_that_comes_with_the_last_moment_counts(bench: Bench) -> None:
+    bench.watchdog.start(bench.tried)
+    bench.answer()
+    bench.until(lambda: len(bench.calls) == 2)
+    bench.until(lambda: bench.watchdog._late)
+    until = time.monotonic_ns() + PERIOD_NS
+    while time.monotonic_ns() < until:
+        pass  # the time is over first, and then there is an answer, and the loop sees both at once
+    bench.answer()
+    bench.until(lambda: len(bench.calls) == 3)
+    assert (bench.replaced, bench.signs()) == ([], 2)
+
+
 def test_no_sign_of_life_while_new_clients_are_not_taken(bench: Bench) -> None:
     bench.watchdog.start(bench.tried)
     bench.listening = False
