@@ -118,6 +118,29 @@ def look_at(pid: int, pidfd: int) -> Caller:
     return parse_status(root, status)
 
 
+def machine_root() -> int | None:
+    """The root directory (O_PATH) where the users of this machine live: that of PID 1. A service may have
+    been given another one. None: it is this process's own, or that is all that there is.
+    """
+    try:
+        if os.geteuid() != 0 or os.stat("/proc/1/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+            return None
+        return os.open("/proc/1/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def is_at_home(pid: int, root: int) -> bool:
+    """Whether a process has the root directory and the mount namespace of the machine's users."""
+    own = machine_root()
+    if own is None:
+        return _place(f"/proc/{pid}", root) == _place("/proc/self", None)
+    try:
+        return _place(f"/proc/{pid}", root) == _place("/proc/1", own)
+    finally:
+        os.close(own)
+
+
 def _place(folder: str, root: int | None) -> tuple[int, int, int]:
     """Root directory and mount namespace of a process, to be compared."""
     found = os.stat("/") if root is None else os.stat(root)

@@ -52,7 +52,10 @@ class Flag(IntFlag):
     """How a request is to be taken."""
 
     CAPABLE = 1  # the caller's own rights to override permissions, if it has them, count
-    DATABASE = 2  # nobody calls: groups are those of passwd(5) and group(5), the root is the daemon's own
+    DATABASE = 2  # nobody calls: groups are those of passwd(5) and group(5), the root is the machine's own
+    HOME = (
+        8  # the caller must live below the machine's own root, for what is done will be done again without it
+    )
     REPLACE = 4  # BIND: (device, inode) is a socket that nobody holds; take its place
 
 
@@ -76,11 +79,12 @@ class Fault(IntEnum):
     KIND = 10_007  # READ of what is neither a regular file nor a directory
     MOVED = 10_008  # the path leads somewhere else by now
     UNKNOWN = 10_009  # DATABASE: there is no such user
+    AWAY = 10_010  # HOME: the caller lives below another root than the machine's
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `pid` 0: the root directory is the daemon's own, or does not matter."""
+    """One request. `pid` 0: the root directory is the machine's own, or does not matter."""
 
     kind: Kind
     number: int

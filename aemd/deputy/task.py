@@ -51,12 +51,17 @@ def _enter(request: Request, descriptors: list[int]) -> int:
     capabilities = caller.CAPABLE
     if Flag.DATABASE & request.flags:
         gid, groups = _groups(request.uid, request.gid)
-    elif request.pid:  # without one the directory is at hand, and the caller may be gone
+    elif request.pid:
         pidfd = descriptors.pop(0)
         found = caller.look_at(request.pid, pidfd)
+        if Flag.HOME & request.flags and not caller.is_at_home(request.pid, found.root):
+            raise FaultError(Fault.AWAY)
         os.close(pidfd)
         os.umask(found.umask if request.mode < 0 else 0)
         root, capabilities = found.root, found.capabilities & caller.CAPABLE
+    if root is None and request.kind is not Kind.REMOVE:
+        root = caller.machine_root()
+        os.umask(caller.UMASK_DEFAULT if request.mode < 0 else 0)
     if not Flag.CAPABLE & request.flags:
         capabilities = 0
     try:

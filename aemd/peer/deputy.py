@@ -71,6 +71,7 @@ class Asked:
     user: tuple[int, bool] = (0, False)
     database: bool = False  # for a user, not for a process
     capable: bool = False
+    at_home: bool = False
     alone: bool = False
     replace: tuple[int, int] | None = None
     tries: int = 0
@@ -141,11 +142,16 @@ class Deputy:
         """Whether anything is under way."""
         return bool(self._running or self._lingering or self._unsent or len(self._turns))
 
-    def ask(self, principal: Principal, need: Need, answered: Answered) -> Asked:
-        """Have it done; `answered` is told later, in another turn, what came out or why not."""
+    def ask(self, principal: Principal, need: Need, answered: Answered, *, at_home: bool = False) -> Asked:
+        """Have it done; `answered` is told later, in another turn, what came out or why not.
+
+        A principal without a process (pid 0) is one of the machine's users, below the machine's own root.
+        `at_home`: one with a process must live there too.
+        """
         user = (principal.uid, principal.administrator)
         asked = Asked(principal, need, self._limit(principal), answered, user=user)
         asked.capable = principal.administrator
+        asked.at_home = at_home
         self._wait(asked)
         return asked
 
@@ -164,7 +170,7 @@ class Deputy:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for asked in self._running.values():
+        for asked in (*self._running.values(), *self._turns):
             if not isinstance(asked.need, _RemovePath):
                 asked.cancel()
         self._finish()
@@ -279,7 +285,8 @@ class Deputy:
         pid = 0
         if asked.database:
             flags |= Flag.DATABASE
-        elif not isinstance(need, _RemovePath):
+        elif principal.pid and not isinstance(need, _RemovePath):
+            flags |= Flag.HOME if asked.at_home else Flag(0)
             pidfd = self._pidfd_of(principal)
             if pidfd < 0:
                 descriptors = None

@@ -116,6 +116,14 @@ _FAULTS = {
         "PATH_MOVED",
         "the path leads somewhere else than a moment ago, or its socket was removed; register anew",
     ),
+    Fault.AWAY: (
+        Code.FAILED_PRECONDITION,
+        "OTHER_ROOT",
+        (
+            "the caller has another root directory or mount namespace than the machine, and what is durable"
+            " is done again when the caller is gone"
+        ),
+    ),
     Fault.UNKNOWN: (Code.NOT_FOUND, "NOT_FOUND", "there is no user {uid} in the user database"),
 }
 

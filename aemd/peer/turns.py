@@ -9,6 +9,7 @@ the user's begins before it is done.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 RESERVED = 4
@@ -55,6 +56,10 @@ class Turns(Generic[_Item]):
 
     def __len__(self) -> int:
         return sum(len(user.queue) for user in self._users.values())
+
+    def __iter__(self) -> Iterator[_Item]:
+        """What waits."""
+        return (item for user in list(self._users.values()) for item in list(user.queue))
 
     def add(self, item: _Item, *, first: bool = False) -> None:
         """Let it wait; `first`: before everything else of its user."""

@@ -25,6 +25,7 @@ from aemd.core.right import right
 from aemd.core.session import Session
 from aemd.core.traits import Traits
 from aemd.modules.contract import Basic, Delivery, Module
+from aemd.modules.need import Need
 from aemd.modules.params import parse_values
 from aemd.service import errors, log
 from aemd.service.authority import MODULE_USER, Authority
@@ -129,14 +130,13 @@ class Conductor:
             now=self.now(),
         )
         job.ruling = ruling
-        if known.needs and self._needs(job, request, answer):
+        if known.needs and self._needs(job, answer, start=request.start):
             return None
         self._open(job, start=request.start)
         return job
 
-    def _needs(self, job: Job, request: session_pb2.Register, answer: Answer) -> bool:
+    def _needs(self, job: Job, answer: Answer, *, start: bool) -> bool:
         """Whether the module needs something before it can open the job; then it is under way."""
-        start = request.start
         try:
             needs = _module(job).needs(job, opening=True, starting=start)
         except Exception as error:
@@ -154,7 +154,7 @@ class Conductor:
             else:
                 answer(job)
 
-        self.openings.wait(job, needs, opened, opening=True)
+        self.openings.wait(job, needs, opened, opening=True, new=True)
         return True
 
     def _open(self, job: Job, *, start: bool) -> None:
@@ -182,38 +182,34 @@ class Conductor:
         packed, values = self._values(known, module, params)
         return Meant(known, packed, values, self.authority.rule(principal, module.description, values))
 
-    def open_job(self, job: Job, *, start: bool) -> None:
-        """Make a durable job really valid, and start it if asked; AemError leaves nothing behind."""
-        try:
-            self._refuse_needs(job)
-        except AemError as error:
-            raise self._refused(job, error, "needs") from error
-        self._open(job, start=start)
+    def open_job(self, job: Job, answer: Answer, *, start: bool) -> bool:
+        """Make a durable job really valid, and start it if asked; AemError leaves nothing behind.
 
-    def _refuse_needs(self, job: Job) -> None:
-        """When a durable job is made again nobody is there from whose root directory a path could be seen."""
-        if job.traits.needs and _module(job).needs(job, opening=True, starting=False):
-            self.descriptors.release(job.id)
-            raise AemError(
-                Code.FAILED_PRECONDITION,
-                "NOT_DURABLE",
-                f"module {job.traits.name} opens a path for this job, and a durable job has none yet",
-            )
+        False: something must be done as its owner first; then `answer` is told what became of it.
+        """
+        if job.traits.needs and self._needs(job, answer, start=start):
+            return False
+        self._open(job, start=start)
+        return True
 
     def reopen_job(self, job: Job, *, start: bool) -> None:
         """Give a durable job to its module again; it stays closed, with the reason, if that refuses."""
         self._closed.add(job)
+
+        def opened(made: Job | AemError) -> None:
+            if isinstance(made, AemError) and job.state is not JobState.GONE:
+                self.close_job(job, made.message)
+
         try:
-            self._open_closed(job)
-            if start:
-                self._start(job)
+            self._open_closed(job, opened, start=start)
         except AemError as error:
-            self.close_job(job, error.message)
+            opened(error)
 
     def close_job(self, job: Job, reason: str) -> None:
         """Take a durable job from its module, for now: it keeps its history, and what it is to do."""
         self.engine.suspend(job, reason)
         self.settle()
+        self.openings.end(job, AemError(Code.ABORTED, "JOB_CLOSED", reason))
         if job in self._closed:
             return
         if job.data is not None:
@@ -256,9 +252,9 @@ class Conductor:
         False: something must be done as the caller first; then `answer` is told what became of it.
         """
         if self.openings.is_opening(job):
-            raise not_found(f"jobs/{job.id}")
+            raise _not_open_yet(job)
         if job in self._closed:
-            self._open_closed(job)
+            return self._open_closed(job, answer, start=True)
         if job.traits.needs and job.state is JobState.REGISTERED:
             try:
                 needs = _module(job).needs(job, opening=False, starting=True)
@@ -288,19 +284,49 @@ class Conductor:
         if job.durable is not None:
             job.durable.resumed = None
 
-    def _open_closed(self, job: Job) -> None:
-        """Give a durable job to its module; that may be another one by now, and policy another as well."""
+    def _open_closed(self, job: Job, answer: Answer, *, start: bool) -> bool:
+        """Give a durable job to its module; that may be another one by now, and policy another as well.
+
+        False: something must be done as its owner first; then `answer` is told what became of it.
+        """
         assert isinstance(job.params, bytes)
         meant = self.meant(job.owner, job.traits.name, job_pb2.Job.FromString(job.params).params)
         job.traits, job.values, job.ruling = meant.traits, meant.values, meant.ruling
+        needs: Sequence[Need] = ()
+        if job.traits.needs:
+            try:
+                needs = _module(job).needs(job, opening=True, starting=start)
+            except Exception as error:
+                self.descriptors.release(job.id)
+                raise self._explained(error, "needs", job) from error
+        if not needs:
+            self._give(job, start=start)
+            return True
+
+        def opened(error: AemError | None) -> None:
+            try:
+                if error is not None:
+                    self.descriptors.release(job.id)
+                    raise error
+                self._give(job, start=start)
+            except AemError as refusal:
+                answer(refusal)
+            else:
+                answer(job)
+
+        self.openings.wait(job, needs, opened, opening=True)
+        return False
+
+    def _give(self, job: Job, *, start: bool) -> None:
         try:
-            self._refuse_needs(job)
             _module(job).open(job)
         except Exception as error:
             self.descriptors.release(job.id)
             raise self._explained(error, "open", job) from error
         self._closed.discard(job)
         job.reason = ""
+        if start:
+            self._start(job)
 
     def stop(self, job: Job) -> None:
         """Disarm a job; a start that is under way comes to nothing."""
@@ -328,7 +354,7 @@ class Conductor:
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
         """Do what a client asks of a job, outside of a completion."""
         if self.openings.is_opening(job):
-            raise not_found(f"jobs/{job.id}")
+            raise _not_open_yet(job)
         if job in self._closed:
             raise AemError(
                 Code.FAILED_PRECONDITION, "JOB_CLOSED", f"jobs/{job.id}: {job.reason}; start it first"
@@ -576,11 +602,12 @@ class Conductor:
             self._refusal = error
 
     def _close(self, job: Job) -> None:
+        ended = AemError(Code.ABORTED, "JOB_ENDED", f"jobs/{job.id}: {job.reason or 'it has ended'}")
+        opening = self.openings.end(job, ended)
         if job in self._closed:  # it has nothing to give back
             self._closed.discard(job)
             return
-        ended = AemError(Code.ABORTED, "JOB_ENDED", f"jobs/{job.id}: {job.reason or 'it has ended'}")
-        if self.openings.end(job, ended):
+        if opening:
             job.session.withhold_state(job)  # nobody has been told of it
             return
         try:
@@ -630,6 +657,13 @@ def traits(module: Module) -> Traits:
         needs=getattr(type(module), "needs", Basic.needs) is not Basic.needs,
         module=module,
     )
+
+
+def _not_open_yet(job: Job) -> AemError:
+    """Of a job that nobody has been told of yet nobody learns; a durable one may have been there for long."""
+    if job.durable is None:
+        return not_found(f"jobs/{job.id}")
+    return AemError(Code.ABORTED, "JOB_OPENING", f"jobs/{job.id}: it is just being opened; ask again")
 
 
 def _check_operation(job: Job, name: str) -> None:

@@ -61,6 +61,7 @@ class Durables:
         self._trouble: StoreError | None = None
         self._names: dict[tuple[Owner, str], Job] = {}
         self._jobs: dict[int, Job] = {}
+        self._making: set[tuple[Owner, str]] = set()  # wait for the deputy
         self._definitions: dict[Job, job_pb2.JobDefinition] = {}
         self._started: dict[Job, int] = {}  # as the store knows it
         self._parked: dict[Job, set[Cursor]] = {}  # likewise
@@ -184,9 +185,14 @@ class Durables:
 
     # -- making
 
-    def create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> Job:
+    def create(
+        self,
+        principal: Principal,
+        request: job_pb2.CreateJobRequest,
+        answer: Callable[[Job | AemError], None],
+    ) -> Job | None:
         """A durable job for `principal`, or the one that is there if it is the same. AemError leaves nothing
-        behind.
+        behind. None: something must be done as the caller first; then `answer` is told what became of it.
         """
         store = self._need_store()
         _check_name(request.name)
@@ -204,6 +210,8 @@ class Durables:
         there = self._names.get((owner, request.name))
         if there is not None:
             return _same(there, request, meant.traits, meant.params, options, keep)
+        if (owner, request.name) in self._making:
+            raise AemError(Code.ABORTED, "JOB_OPENING", f"job {request.name} is just being made; ask again")
         job = self._engine.keep_job(
             principal,
             job_id=0,
@@ -218,9 +226,18 @@ class Durables:
         )
         job.ruling = meant.ruling
         definition = _define(principal, request)
-        self._conductor.open_job(job, start=not request.stopped)
-        self._add(store, job, definition)
-        return job
+
+        def opened(made: Job | AemError) -> None:
+            self._making.discard((owner, request.name))
+            if not isinstance(made, AemError):
+                self._add(store, job, definition)
+            answer(made)
+
+        if self._conductor.open_job(job, opened, start=not request.stopped):
+            self._add(store, job, definition)
+            return job
+        self._making.add((owner, request.name))
+        return None
 
     def _add(self, store: Store, job: Job, definition: job_pb2.JobDefinition) -> None:
         durable = job.durable

@@ -100,8 +100,14 @@ class JobService:
         self._conductor.set_priority(job, request.job.options.priority)
         return self._view(job, principal)
 
-    def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> job_pb2.Job:
-        return self._view(self._durables.create(principal, request), principal)
+    def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> job_pb2.Job | Later:
+        later = Later()
+
+        def made(job: Job | AemError) -> None:
+            later.give(job if isinstance(job, AemError) else self._view(job, principal))
+
+        job = self._durables.create(principal, request, made)
+        return self._view(job, principal) if job is not None else later
 
     def _list_parked(
         self, principal: Principal, request: job_pb2.ListParkedRequest

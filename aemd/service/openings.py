@@ -12,6 +12,7 @@ back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from aemd.core.errors import AemError
 from aemd.core.job import Job, JobState
@@ -62,14 +63,17 @@ class Openings:
         """Whether the module does not know it yet."""
         return any(opening.opening for opening in self._openings.get(job, ()))
 
-    def wait(self, job: Job, needs: Sequence[Need], done: Done, *, opening: bool) -> None:
-        """Have `needs` done as the owner of `job`, and then call `done`, in a later turn."""
+    def wait(self, job: Job, needs: Sequence[Need], done: Done, *, opening: bool, new: bool = False) -> None:
+        """Have `needs` done as the owner of `job`, and then call `done`, in a later turn. `new`: its owner is
+        just making it; a durable job is done for without its owner's process later.
+        """
         waiting = _Opening(job, len(needs), done, opening=opening)
         self._openings.setdefault(job, []).append(waiting)
         if waiting.session is not None:
             self._sessions.setdefault(waiting.session, {})[waiting] = None
         for index, need in enumerate(needs):
-            waiting.asked.append(self._ask(job.owner, need, waiting, index))
+            owner = job.owner if new else _standing(job)
+            waiting.asked.append(self._ask(owner, need, waiting, index))
 
     def _ask(self, principal: Principal, need: Need, opening: _Opening, index: int) -> Asked:
         def answered(given: Given | AemError) -> None:
@@ -90,7 +94,7 @@ class Openings:
             finally:
                 give_back(self._given.pop(job_id, ()))
 
-        return self._deputy.ask(principal, need, answered)
+        return self._deputy.ask(principal, need, answered, at_home=opening.job.durable is not None)
 
     def take(self, job: Job) -> Sequence[Given]:
         """What was given for `job`; the module's from now on."""
@@ -106,7 +110,7 @@ class Openings:
                 self._asked.pop(job, None)
             answered(given)
 
-        asked = self._deputy.ask(job.owner, need, told)
+        asked = self._deputy.ask(_standing(job), need, told)
         asked_now.add(asked)
 
     def end(self, job: Job, error: AemError, *, starts_only: bool = False) -> bool:
@@ -149,6 +153,11 @@ class Openings:
             del of_session[opening]
             if not of_session:
                 del self._sessions[opening.session]
+
+
+def _standing(job: Job) -> Principal:
+    """The owner of a job as it is while the job runs: of a durable job no process need be left."""
+    return job.owner if job.durable is None else replace(job.owner, pid=0, start_time_ticks=0)
 
 
 def give_back(given: Sequence[Given]) -> None:

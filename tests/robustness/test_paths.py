@@ -9,10 +9,12 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from aemd.v1 import job_pb2
 from tests.integration.conftest import descendants
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: programs of other users are started")
@@ -81,6 +83,71 @@ def test_client_in_another_mount_namespace_binds_in_its_own(daemon, own):
     with pathfinder(daemon, 3, f"unix:{own}/s#", wrapper=wrapper) as told:
         assert told() == {"registered": 3}
         assert os.listdir(own) == []
+
+
+def test_durable_job_on_a_path_is_bound_again_by_the_next_daemon(launch, own):
+    daemon = launch()
+    request = job_pb2.CreateJobRequest(name="echo", module="socket")
+    request.params["listen"].text = f"unix:{own}/s"
+    with daemon.client() as client:
+        made = client.call("JobService/CreateJob", request, job_pb2.Job)
+        again = client.call("JobService/CreateJob", request, job_pb2.Job)
+    assert again.id == made.id
+    first = os.stat(f"{own}/s").st_ino
+    daemon.kill()
+    daemon.start()
+    with daemon.client() as client, socket.socket(socket.AF_UNIX) as peer:
+        wait_for_state(client, job_pb2.STATE_ARMED)
+        peer.connect(f"{own}/s")
+        client.call("JobService/StopJob", job_pb2.StopJobRequest(name="jobs/echo"), job_pb2.Job)
+        os.chmod(own, 0o700)
+        started = client.call("JobService/StartJob", job_pb2.StartJobRequest(name="jobs/echo"), job_pb2.Job)
+        assert started.state == job_pb2.STATE_ARMED
+    daemon.stop()
+    assert os.listdir(own) == [], "the name goes with the daemon, after a kill with the next one"
+    assert first
+    with open(f"{own}/s", "w", encoding="ascii"):
+        pass
+    daemon.start()
+    with daemon.client() as client:
+        job = wait_for_state(client, job_pb2.STATE_REGISTERED)
+        assert "in use" in job.reason
+    daemon.stop()
+
+
+def wait_for_state(client, state):
+    """The only job, once it is in that state and says why."""
+    deadline = time.monotonic() + 20
+    while True:
+        (job,) = client.jobs()
+        if job.state == state and (job.reason or state != job_pb2.STATE_REGISTERED):
+            return job
+        assert time.monotonic() < deadline, job
+
+
+CREATE = """
+import sys, grpc
+from aemd.v1 import job_pb2
+request = job_pb2.CreateJobRequest(name="echo", module="socket")
+request.params["listen"].text = sys.argv[2]
+create = grpc.insecure_channel(sys.argv[1]).unary_unary(
+    "/aem.v1.JobService/CreateJob", lambda message: message.SerializeToString(), job_pb2.Job.FromString
+)
+try:
+    print(create(request, wait_for_ready=True).id)
+except grpc.RpcError as error:
+    print(error.details())
+"""
+
+
+def test_durable_job_of_a_caller_with_other_mounts_is_refused(daemon, own):
+    """It would be made again without that caller, where the path is another one."""
+    script = f'mount -t tmpfs none {own} && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    command += [sys.executable, "-c", CREATE, daemon.address, f"unix:{own}/s"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+    assert "another root directory or mount namespace" in ran.stdout
+    assert os.listdir(own) == []
 
 
 def test_refusals_tell_nobody_what_it_could_not_see_itself(daemon, folder):
