@@ -20,6 +20,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
+from aemd.front.sieve import STREAM_MASK, Sieve
 from aemd.link import Cut
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -78,12 +79,14 @@ class Accountant:
         "_rest",
         "_skip",
         "called",
+        "newest",
         "settled",
     )
 
     def __init__(self, now_ns: int) -> None:
         self.settled = False  # preface and SETTINGS have come
         self.called = False  # HEADERS have
+        self.newest = 0  # stream that HEADERS were for
         self._preface = PREFACE  # what of it is still to come
         self._rest = b""  # the beginning of a frame's header
         self._skip = 0  # bytes of payload still to come
@@ -108,7 +111,7 @@ class Accountant:
         offset, size = self._skip, len(data)
         left = self._left
         while offset + 9 <= size:
-            high, low, kind, flags, _ = _HEAD.unpack_from(data, offset)
+            high, low, kind, flags, stream = _HEAD.unpack_from(data, offset)
             length = high << 8 | low
             offset += 9 + length
             if kind == DATA and length:
@@ -119,6 +122,8 @@ class Accountant:
                     return cut
                 if kind == CONTINUATION:
                     continue
+                if kind == HEADERS:
+                    self.newest = max(self.newest, stream & STREAM_MASK)
             kind = min(kind, OTHER)
             left[kind] -= 1
             if left[kind] < 0 and not self._fill(kind, now_ns):
@@ -126,6 +131,12 @@ class Accountant:
         self._rest = data[offset:] if offset < size else b""
         self._skip = max(offset - size, 0)
         return None
+
+    def sieve(self) -> Sieve | None:
+        """What lets no call pass that begins after what was fed; None before the connection has begun."""
+        if self._preface:
+            return None
+        return Sieve(last=self.newest, skip=self._skip, begun=self._rest)
 
     def _block_cut(self, kind: int, length: int, flags: int, now_ns: int) -> Cut | None:
         """What is wrong with a frame that begins the connection, or begins or continues a header block."""

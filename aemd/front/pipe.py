@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from aemd.front.accountant import Accountant
+from aemd.front.sieve import Sieve
 from aemd.link import Cut
 
 READ_BYTES = 64 * 1024
@@ -35,8 +36,13 @@ class Pipe:
         self._client = client
         self._server = server
         self._over: Callable[[Cut | None], None] | None = over
+        self.sieve: Sieve | None = None
         for way in (_Way(self, client, server, self._count), _Way(self, server, client, None)):
             way.read_on()
+
+    def take_no_calls(self) -> None:
+        """What begins from now on does not reach gRPC."""
+        self.sieve = self.accountant.sieve()
 
     def close(self, cut: Cut | None = None) -> None:
         """Close both sides. Closing twice changes nothing."""
@@ -96,6 +102,8 @@ class _Way:
             if cut is not None:
                 self._pipe.close(cut)
                 return
+            if self._pipe.sieve is not None:
+                data = self._pipe.sieve.feed(data)
         try:
             sent = self._sink.send(data)
         except BlockingIOError:

@@ -81,6 +81,11 @@ class Relay:
         """Take connections from now on."""
         self._loop.add_reader(self._descriptors, self._handed_over)
 
+    def take_no_calls(self) -> None:
+        """From now on gRPC sees no new call on the connections that there are."""
+        for pipe in self._pipes.values():
+            pipe.take_no_calls()
+
     def close(self, number: int, cut: Cut | None = None) -> None:
         """Close a connection, because of `cut` or because the core wishes it."""
         pipe = self._pipes.get(number)

@@ -32,6 +32,7 @@ from aemd.link import Cut, Frame, Kind
 STREAMS_PER_CONNECTION = 4_096
 DATA_SHARE = 2  # RLIMIT_DATA counts stacks and reserves, which are not resident
 FINISH_CALLS_SECONDS = 0.4  # at the end: for calls to be answered and trailers to be written,
+SETTLE_SECONDS = 0.05  # for gRPC to see what has passed; what it sees later it would cancel
 FINISH_SERVER_SECONDS = 0.3  # connections to be ended in order,
 FINISH_RELAY_SECONDS = 0.2  # and the last bytes to be piped
 _LOOK_SECONDS = 0.01
@@ -118,6 +119,8 @@ class _Server:
         self._uplink.send(link.pack(Kind.READY, 0, 0, self._cell.words.encode()))
         await self._over.wait()
         if self._told:
+            self._relay.take_no_calls()
+            await asyncio.sleep(SETTLE_SECONDS)
             await self._server.stop(FINISH_CALLS_SECONDS)
         else:
             await _until(lambda: self._methods.running == 0, FINISH_CALLS_SECONDS)

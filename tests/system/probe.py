@@ -100,7 +100,7 @@ def open_netlink():
 
 
 def make_readable_file():
-    path = "/var/lib/aemd/readable"
+    path = f"/var/lib/aemd/readable-{os.getpid()}"
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
     mode = os.stat(path).st_mode & 0o777
     os.unlink(path)
@@ -154,7 +154,7 @@ def read_symbols():
 
 
 def make_control_group():
-    path = f"/sys/fs/cgroup/{CANARY}"
+    path = f"/sys/fs/cgroup/{CANARY}-{os.getpid()}"
     os.mkdir(path)
     os.rmdir(path)
 
