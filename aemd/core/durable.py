@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aemd.core.entry import OVERFLOWED
-from aemd.core.history import Cursor, Keep, Positions, Range, Record, Resumed
+from aemd.core.history import Cursor, Keep, Positions, Range, Record
 
 if TYPE_CHECKING:
     from aemd.core.accounts import Charge
@@ -36,7 +36,6 @@ class Durable:
         "name",
         "oldest",
         "readers",
-        "resumed",
         "seen",
         "start_ns",
         "tail",
@@ -56,7 +55,6 @@ class Durable:
         self.dealt = positions.dealt
         self.aside_changed = False  # what is put aside; since the store was told
         self.start_ns = 0  # when it was started, CLOCK_REALTIME; 0: it is not
-        self.resumed: Resumed | None = None  # until its module has started it again
         self.seen = positions.seen  # the newest position that an answering client was sent
         self.lost = positions.lost  # numbers that gaps have covered
         self.readers: dict[Reader, None] = {}

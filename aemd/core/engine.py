@@ -19,6 +19,7 @@ from aemd.core.binding import Binding
 from aemd.core.deadlines import Due
 from aemd.core.effects import Effect
 from aemd.core.errors import exhausted, invalid, not_found
+from aemd.core.freezing import Freezing
 from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.keeping import Keeping
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
@@ -42,7 +43,7 @@ class Totals:
     lost: int
 
 
-class Engine(Stimuli, Answers, Keeping):
+class Engine(Stimuli, Answers, Keeping, Freezing):
     """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess; `accounts` are those
     of the whole daemon.
     """

@@ -85,9 +85,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Where a durable job was when the daemon ended: when it was started, CLOCK_REALTIME nanoseconds, and the
+    """Where a job was when the daemon before this one ended.
+
+    Of one that ended in order, `memento` is what its module said then (Module.memento). Of one that was
+    killed only this is known of a durable job: when it was started, CLOCK_REALTIME nanoseconds, and the
     newest event that it recorded, encoded; empty if there is none.
     """
 
-    start_ns: int
-    newest: bytes
+    start_ns: int = 0
+    newest: bytes = b""
+    memento: bytes | None = None

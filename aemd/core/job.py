@@ -124,7 +124,8 @@ class Job:
 
     `values` are the parsed parameters, `params` what the client gave (opaque here), `data` is the module's
     own slot. `ruling`: the rule of policy that it was registered under, None for everybody's own rights.
-    `state` changes by `turn` only.
+    `state` changes by `turn` only. `resumed`: where it was when the daemon before this one ended, until its
+    module has started it again.
     """
 
     __slots__ = (
@@ -142,6 +143,7 @@ class Job:
         "owner",
         "params",
         "reason",
+        "resumed",
         "ruling",
         "state",
         "traits",
@@ -174,6 +176,7 @@ class Job:
         self.reason = ""
         self.data: object = None
         self.durable: Durable | None = None
+        self.resumed: Resumed | None = None
         self.ruling: Ruling | None = None
         self.epoch = 1
         self.last_fire_ns = 0
@@ -191,11 +194,6 @@ class Job:
     def bindings(self) -> tuple[Binding, ...]:
         """Those who are sent its events: the one, or, of a durable job, any number."""
         return (self.binding,) if self.durable is None else tuple(self.durable.readers)
-
-    @property
-    def resumed(self) -> Resumed | None:
-        """Where it was when the daemon ended, if that is so and it has not been started since."""
-        return None if self.durable is None else self.durable.resumed
 
     @property
     def in_flight(self) -> bool:

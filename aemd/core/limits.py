@@ -68,6 +68,7 @@ class Limits:
     hello_ns: int = 10 * SECOND  # a stream must begin with Hello within this
     progress_min_ns: int = 100 * MS  # between two words on how far a binding is; people look no faster
     ack_timeout_min_ns: int = 1 * MS
+    settle_ns: int = 500 * MS  # from SIGTERM on, for clients to deal with what they have; it comes again else
     drain_ns: int = 3 * SECOND  # SIGTERM to the end of the last session; exit within 5 s
 
     room_bytes: int = 256 * 1024  # upward credit of a connection

@@ -59,6 +59,11 @@ class Registry:
         self._by_token[used] = session
         self._by_token[token] = session
 
+    def add_token(self, token: bytes, session: Session) -> None:
+        """The token before the session's own is good for it as well."""
+        session.token_before = token
+        self._by_token[token] = session
+
     def claim(self, token: bytes, principal: Principal) -> Session:
         """The session of `token`, if `principal` is the process that it belongs to; else AemError
         NOT_FOUND with reason SESSION_UNKNOWN, whatever was wrong.

@@ -118,6 +118,8 @@ class Job(Protocol):
 
     `data` is the module's own slot. `values` are the parsed parameters, defaults filled in; a parameter
     without value and default is absent. `ruling` is what policy said to its registration, for Host.right.
+    `resumed`: in open() and start() of a job that a daemon before this one had, where it was; what came due
+    meanwhile is for start() to fire, once, with its count.
     """
 
     id: int
@@ -125,13 +127,8 @@ class Job(Protocol):
     values: Mapping[str, object]
     label: str
     data: object
+    resumed: Resumed | None
     ruling: Ruling | None
-
-    @property
-    def resumed(self) -> Resumed | None:
-        """In start() of a durable job that a daemon before this one had started: where it was. What came
-        due meanwhile is for the module to fire, once, with its count.
-        """
 
 
 class Host(Protocol):
@@ -268,6 +265,12 @@ class Module(Protocol):
     def details(self, job: Job) -> dict[str, str]:
         """The job for people: addresses, next expiration, connections."""
 
+    def memento(self, job: Job) -> bytes | None:
+        """The daemon ends, and another will begin: what that one's open() and start() need in job.resumed to
+        go on without missing anything. None: they cannot, and the job gets a gap of unknown size. The job
+        may have been stopped for the end. Only asked where a module has it.
+        """
+
     def shutdown(self) -> None:
         """The module is unloaded, or the daemon ends; all its jobs are closed already."""
 
@@ -310,6 +313,10 @@ class Basic:
     def busy(self, job: Job) -> bool:  # noqa: ARG002
         """Nothing is on its way: what is answered is done."""
         return False
+
+    def memento(self, job: Job) -> bytes | None:  # noqa: ARG002
+        """What happens while no daemon is there is missed."""
+        return None
 
     def shutdown(self) -> None:
         """Nothing outlives the jobs."""

@@ -107,6 +107,8 @@ class Process(Basic):
         try:
             facts = watched.source.identify()
             self._check_right(job, facts)
+            if job.resumed is not None and job.resumed.memento:  # by now the number may be another's
+                start_time = int(job.resumed.memento)
             if start_time not in (None, facts.start_time_ticks) or daemons_pid(job.owner, known_as) != pid:
                 raise gone(known_as)
         except BaseException:
@@ -144,6 +146,10 @@ class Process(Basic):
         """A process that has ended is reported before `done`, with what is known by now."""
         _watched(job).source.settle()
         done()
+
+    def memento(self, job: Job) -> bytes | None:
+        """Which process it was, beside its number."""
+        return b"%d" % _watched(job).source.facts.start_time_ticks
 
     def details(self, job: Job) -> dict[str, str]:
         """Which process, by the number that its owner knows."""

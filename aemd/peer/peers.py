@@ -31,7 +31,14 @@ from aemd.peer.front import Connection, Front
 from aemd.peer.fronts import Fronts
 from aemd.peer.gate import Gate, Refusals
 from aemd.peer.linkend import Traffic
-from aemd.peer.principal import UnidentifiedError, read_principal, read_self, read_uid
+from aemd.peer.principal import (
+    UnidentifiedError,
+    pidfd_alive,
+    read_principal,
+    read_self,
+    read_start_time,
+    read_uid,
+)
 from aemd.peer.processes import Process, Processes
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.peer.zygote import Zygote
@@ -259,6 +266,20 @@ class Peers:
     def pidfd_of(self, principal: Principal) -> int:
         """The pidfd of a client's process, still ours; -1 if it has exited or nobody holds it."""
         return self._processes.pidfd_of(principal)
+
+    def hold_absent(self, principal: Principal) -> Callable[[], None] | None:
+        """As hold_process, for a process that has no connection now; None if it has ended."""
+        process = self._processes.hold_again(principal)
+        if process is None:
+            try:
+                pidfd = os.pidfd_open(principal.pid)
+            except OSError:
+                return None
+            if read_start_time(principal.pid) != principal.start_time_ticks or not pidfd_alive(pidfd):
+                os.close(pidfd)
+                return None
+            process = self._processes.hold(principal, pidfd)
+        return _once(lambda: self._processes.release(process))
 
     def close_connection(self, number: int, reason: str) -> None:
         """End a client's connection and its streams; their handlers are told `reason`."""

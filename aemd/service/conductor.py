@@ -90,7 +90,7 @@ class Conductor:
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self.registered: Callable[[Job], None] = lambda _job: None
         self.fetch: Callable[[effects.Fetch], None] = lambda _wish: None
-        self._closed: set[Job] = set()  # durable jobs that their modules do not have
+        self._closed: set[Job] = set()  # jobs that their modules do not have (any more, or yet)
         self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
         self._shared: dict[tuple[Traits, bytes], tuple[bytes, Mapping[str, object]]] = {}
         self._asking: Job | None = None  # the job of the request that is being settled
@@ -205,6 +205,45 @@ class Conductor:
         except AemError as error:
             opened(error)
 
+    def take_up_job(self, job: Job, *, start: bool, taken: Callable[[AemError | None], None]) -> None:
+        """Give a job of a session that was handed over to its module; `taken` is told, now or in a later
+        turn, when it has it, or why that refuses it.
+        """
+        module = _module(job)
+        try:
+            needs = module.needs(job, opening=True, starting=start) if job.traits.needs else ()
+        except Exception as error:
+            self._not_taken_up(job, self._explained(error, "needs", job), taken)
+            return
+
+        def given(error: AemError | None) -> None:
+            if error is not None:
+                self._not_taken_up(job, error, taken)
+                return
+            try:
+                module.open(job)
+                if start:
+                    self._start(job)
+            except Exception as failure:
+                self._not_taken_up(job, self._explained(failure, "open", job), taken)
+            else:
+                taken(None)
+
+        if needs:
+            self.openings.wait(job, needs, given, opening=True)
+        else:
+            given(None)
+
+    def _not_taken_up(self, job: Job, error: AemError, taken: Callable[[AemError | None], None]) -> None:
+        if job.data is None:
+            self.descriptors.release(job.id)
+            self._closed.add(job)
+        taken(error)
+
+    def never_open(self, job: Job) -> None:
+        """Its module has nothing more to do with it: what it has fired is still dealt with."""
+        self._closed.add(job)
+
     def close_job(self, job: Job, reason: str) -> None:
         """Take a durable job from its module, for now: it keeps its history, and what it is to do."""
         self.engine.suspend(job, reason)
@@ -253,7 +292,7 @@ class Conductor:
         """
         if self.openings.is_opening(job):
             raise _not_open_yet(job)
-        if job in self._closed:
+        if job in self._closed and job.durable is not None:
             return self._open_closed(job, answer, start=True)
         if job.traits.needs and job.state is JobState.REGISTERED:
             try:
@@ -281,8 +320,7 @@ class Conductor:
         refusal = self._settle_for(job)
         if refusal is not None:
             raise refusal
-        if job.durable is not None:
-            job.durable.resumed = None
+        job.resumed = None
 
     def _open_closed(self, job: Job, answer: Answer, *, start: bool) -> bool:
         """Give a durable job to its module; that may be another one by now, and policy another as well.
@@ -453,6 +491,17 @@ class Conductor:
         except Exception:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return False
+
+    def memento(self, job: Job) -> bytes | None:
+        """What its module needs to go on with the job in the next daemon."""
+        if job in self._closed:
+            return None
+        try:
+            ask = getattr(_module(job), "memento", None)
+            return ask(job) if ask is not None else None
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+            return None
 
     # Policy.
 

@@ -40,6 +40,7 @@ from aemd.service.configuration import interpret
 from aemd.service.descriptors import Descriptors, raise_limit
 from aemd.service.durables import Durables
 from aemd.service.files import ConfigurationError
+from aemd.service.handover import Handover
 from aemd.service.host import ModuleHost
 from aemd.service.intake import Intake
 from aemd.service.jobs import JobService
@@ -152,12 +153,15 @@ class Daemon:
             self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(os.geteuid())
         )
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
+        self.handover = Handover(self.conductor, self.durables, config.state_dir)
         self.methods = {
             **JobService(self.conductor, self.durables).methods(),
             **ModuleService(self.conductor).methods(),
             **AdminService(self).methods(),
         }
         self.calls: Counter[str] = Counter()  # by method
+        self._late = False
+        self._handed_over = False
         self._due_ns: int | None = None
         self._timer: Timer | None = None
 
@@ -170,6 +174,7 @@ class Daemon:
         except ConfigurationError as error:
             raise StartError(told(error)) from None
         self.durables.begin()
+        self.handover.take_up(self.sessions.hold_absent)
 
     def run(self) -> None:
         """Serve until a signal, and end in order."""
@@ -234,7 +239,7 @@ class Daemon:
         else:
             self.loop.defer(_nothing)  # the hooks run once more
         self.durables.keep()
-        if self.draining and self.sessions.end_idle() == 0:
+        if self.draining and not self._handed_over and self.sessions.idle(late=self._late):
             self._stop_soon()
         self._set_timer()
 
@@ -267,16 +272,28 @@ class Daemon:
         self.peers.stop_accepting()
         self.sessions.drain(f"the daemon ends ({name})", self.limits.drain_ns)
         clock = self.loop.clock("monotonic")
+        clock.call_at(clock.now_ns() + self.limits.settle_ns, self._settle_no_more)
         clock.call_at(clock.now_ns() + self.limits.drain_ns, self._drained)
 
+    def _settle_no_more(self, _now_ns: int) -> None:
+        self._late = True  # the end of this turn looks
+
     def _drained(self, _now_ns: int) -> None:
-        self.sessions.end_all()
-        self._stop_soon()
+        if not self._handed_over:
+            self._stop_soon()
 
     def _stop_soon(self) -> None:
-        """Every session is over, and their last frames are with the link. The fronts come next."""
+        """Nothing is waited for any more: hand the sessions over, and send what there is. The fronts come
+        next.
+        """
         self.conductor.settle()
+        self._hand_over()
         self.peers.finish(self.loop.stop)
+
+    def _hand_over(self) -> None:
+        self._handed_over = True
+        self.handover.write(self.sessions.stopped)
+        self.sessions.leave()
 
     def _hang_up(self, _number: int) -> None:
         self.notifier.reloading(self.loop.mono_ns())
@@ -288,7 +305,9 @@ class Daemon:
 
     def end(self) -> None:
         """End what is left, and give everything back."""
-        self.sessions.end_all()
+        if self.draining and not self._handed_over:
+            self._hand_over()
+        self.sessions.leave()
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
         self.authority.audit.close()

@@ -315,13 +315,21 @@ class Durables:
             self._conductor.close_job(job, job.reason)
         else:
             if row.start_ns:
-                job.durable.resumed = Resumed(row.start_ns, store.newest.get(row.id, b""))
+                job.resumed = Resumed(row.start_ns, store.newest.get(row.id, b""))
             self._conductor.reopen_job(job, start=bool(row.start_ns))
 
     # -- finding and reading
 
+    def job(self, number: int) -> Job | None:
+        """The durable job with that id."""
+        return self._jobs.get(number)
+
     def find(self, principal: Principal, name: str) -> Job:
-        """The durable job of that name: the caller's, or, for the administrator, the only one there is."""
+        """The durable job of that name: the caller's, or, for the administrator, the only one there is.
+
+        AemError NOT_FOUND, or INVALID_ARGUMENT for what is no name.
+        """
+        _check_name(name)
         job = self._names.get((principal.owner, name))
         if job is None and principal.administrator:
             named = [job for (_, known), job in self._names.items() if known == name]

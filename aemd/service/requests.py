@@ -33,6 +33,7 @@ class Requests:
         self._durables = durables
         self._engine = conductor.engine
         self._limits = conductor.limits
+        self.draining = ""  # why nothing is to be raised any more
         self._questions: dict[str, Question] = {
             "register": self._register,
             "bind": self._bind,
@@ -204,6 +205,8 @@ class Requests:
 
     def _raise(self, session: Session, body: session_pb2.Raise) -> None:
         uid = body.uid if body.HasField("uid") else None
+        if self.draining:  # its listeners are stopped, and would miss it
+            raise AemError(Code.UNAVAILABLE, "DRAINING", self.draining)
         self._conductor.raise_events(session.principal, body.channel, list(body.payloads), uid)
 
     def _sync(self, session: Session, request_id: int, body: session_pb2.Sync) -> None:

@@ -238,6 +238,12 @@ class SessionStream:
         self.detach(error)
         self._sessions.finished(self, error.message)
 
+    def leave(self, error: AemError) -> None:
+        """End the stream, with what is ready; the session is handed over to another daemon."""
+        if not self._ended:
+            self._send_ready()
+            self.detach(error)
+
     def detach(self, error: AemError) -> None:
         """End the stream only; its session has ended already, or goes on elsewhere."""
         if self._ended:

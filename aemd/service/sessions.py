@@ -12,6 +12,7 @@ from collections.abc import Callable
 from aemd import __version__
 from aemd.core.engine import Engine
 from aemd.core.errors import AemError, Code, invalid
+from aemd.core.job import Job, JobState
 from aemd.core.limits import VERSION_MAX, VERSION_MIN, Limits
 from aemd.core.session import Session
 from aemd.peer.peers import Peers
@@ -37,12 +38,14 @@ class Sessions:
         conductor.session_ended = self.ended
         self._conductor = conductor
         self._hold_process = peers.hold_process
+        self._hold_absent = peers.hold_absent
         self._holds: dict[int, Callable[[], None]] = {}  # by session id: lets go of the owner's process
         self._timers = conductor.reactor.clock("monotonic")
         self._streams: dict[int, SessionStream] = {}  # by session id
         self._touched: dict[SessionStream, None] = {}  # have something to send, or room again
         self._held: set[SessionStream] = set()  # are not read until their client has read
         self._draining = ""
+        self._stopped: set[Job] = set()
         self.engine: Engine = conductor.engine
         self.limits: Limits = conductor.limits
         self.requests = Requests(conductor, durables)
@@ -166,9 +169,10 @@ class Sessions:
     def drain(self, reason: str, deadline_ns: int) -> None:
         """Tell every client that the daemon ends in `deadline_ns` nanoseconds; accept no new work.
 
-        Jobs are stopped: what they have fired is still delivered and answered, and nothing comes after it.
+        Jobs are stopped: what they have fired is still delivered and answered. What comes after it is for the
+        next daemon, to whom the sessions are handed over.
         """
-        self._draining = reason
+        self._draining = self.requests.draining = reason
         frame = session_pb2.ServerFrame()
         frame.drain.deadline_ns = deadline_ns
         frame.drain.reason = reason
@@ -179,22 +183,41 @@ class Sessions:
             self.touch(stream)
             bindings = stream.session.bindings if stream.session is not None else {}
             for binding in list(bindings.values()):
-                if binding.job.durable is None:  # what comes after it is kept for the next daemon
-                    self.engine.stop(binding.job, now)
+                job = binding.job
+                if job.durable is not None:
+                    continue  # it records on
+                if job.state in (JobState.ARMED, JobState.DEGRADED):
+                    self._stopped.add(job)
+                self.engine.stop(job, now)
         self._conductor.settle()
 
-    def end_idle(self) -> int:
-        """While draining: end the sessions that wait for nothing; returns how many are left."""
-        for stream in list(self._streams.values()):
-            session = stream.session
-            if session is not None and self._is_idle(session):
-                stream.end(AemError(Code.UNAVAILABLE, "DRAINING", self._draining))
-        return len(self._streams)
+    @property
+    def stopped(self) -> frozenset[Job]:
+        """The jobs that were stopped because the daemon ends."""
+        return frozenset(self._stopped)
 
-    def end_all(self) -> None:
-        """End every session."""
+    def idle(self, *, late: bool) -> bool:
+        """While draining: nothing is waited for. `late`: what can be delivered again by the next daemon is no
+        longer waited for; replies are, which can only be carried out by this one.
+        """
+        return all(
+            stream.session is None or self._is_idle(stream.session, late=late)
+            for stream in self._streams.values()
+        )
+
+    def leave(self) -> None:
+        """End every stream, and no session: what there still is to be sent is sent."""
         for stream in list(self._streams.values()):
-            stream.end(AemError(Code.UNAVAILABLE, "DRAINING", self._draining or "the daemon ends"))
+            stream.leave(AemError(Code.UNAVAILABLE, "DRAINING", self._draining or "the daemon ends"))
+            self._forget(stream)
+
+    def hold_absent(self, session: Session) -> bool:
+        """Watch the process of a session that was handed over, and has no stream; False: it has ended."""
+        release = self._hold_absent(session.principal)
+        if release is None:
+            return False
+        self._holds[session.id] = release
+        return True
 
     def _resume(self, stream: SessionStream, hello: session_pb2.Hello) -> Session | None:
         if not hello.resume_token:
@@ -220,10 +243,12 @@ class Sessions:
             older.detach(AemError(Code.ABORTED, "RESUMED_ELSEWHERE", "the session was resumed elsewhere"))
         return session
 
-    def _is_idle(self, session: Session) -> bool:
+    def _is_idle(self, session: Session, *, late: bool) -> bool:
         """Whether the client has dealt with all that it was sent, and the modules with its answers."""
         return not session.control and not any(
-            binding.unacked or self._conductor.busy(binding.job) for binding in session.bindings.values()
+            (binding.unacked and (binding.job.traits.replies or not late))
+            or self._conductor.busy(binding.job)
+            for binding in session.bindings.values()
         )
 
     def _let_go(self, session: Session) -> None:

@@ -57,16 +57,21 @@ import socket
 import struct
 import sys
 import termios
+import time
 from typing import NamedTuple
 
 from aemd.core.limits import SECOND
 from aemd.sources.counts import counts
 from aemd.sources.reactor import Reactor
 
+YEAR_2023 = 1_672_531_200  # seconds since the epoch; so that the numbers are shorter
 DISCARD_NS = 2 * SECOND  # nginx: lingering_timeout 5 s; Apache httpd: 2 s
 SO_MEMINFO = 55  # asm-generic/socket.h; not in the socket module
 MEMINFO_DROPS = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
-NUMBERS = itertools.count(1)  # of connections; here because a module may be loaded anew, a source is not
+# Of connections. Here because a module may be loaded anew, a source is not. They begin where no daemon before
+# this one can have come (it accepted less than a million a second): what a client still answers to a
+# connection of that one must not reach another's.
+NUMBERS = itertools.count(int(time.time() - YEAR_2023) << 20)
 _MEMINFO = struct.Struct("@9I")
 _CREDENTIALS = struct.Struct("@iII")
 _ACCEPTS = counts("accept")

@@ -67,14 +67,17 @@ class Store:
             self.parked = [parked_row(row) for row in database.execute("SELECT * FROM parked")]
             self.clean = bool(meta["clean"])
             self.next_id = meta["next_job"]
-            database.execute("UPDATE meta SET value = 0 WHERE name = 'clean'")
+            self._reserved = self.next_id + ID_BLOCK
+            beginning = [(0, "clean"), (self._reserved, "next_job")]
+            database.execute("BEGIN")
+            database.executemany("UPDATE meta SET value = ? WHERE name = ?", beginning)
+            database.execute("COMMIT")
         except sqlite3.Error as error:
             database.close()
             raise explain(path, error) from error
         except BaseException:
             database.close()
             raise
-        self._reserved = self.next_id
         writer = Writer(database, {row.id: Extent.of(row, keep_of(row)) for row in self.jobs})
         writer.purge_orphans()
         self._worker = Worker(reactor, database, writer, written=self._written, failed=self._failed)

@@ -99,15 +99,24 @@ class Worker:
         self._answers: deque[Callable[[], None]] = deque()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         reactor.add(self._bell, select.EPOLLIN, self._rung)
-        self._thread = threading.Thread(target=self._work, name="aemd-store", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # until there is something to do
+        if writer.purges:
+            self._begin()
 
     def submit(self, wish: Batch | Query) -> None:
         """Do this after everything that was submitted before."""
         self._asked.put(wish)
+        if self._thread is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="aemd-store", daemon=True)
+        self._thread.start()
 
     def settle(self) -> None:
         """Wait until what was submitted is done, as long as that may take at the end, and tell of it."""
+        if self._thread is None:
+            return
         done = threading.Event()
         self._asked.put(done)
         done.wait(END_SECONDS)
@@ -115,9 +124,11 @@ class Worker:
 
     def close(self) -> bool:
         """Finish what was submitted, and end; False if that took too long. What became of it is told."""
-        self._asked.put(None)
-        self._thread.join(END_SECONDS)
-        ended = not self._thread.is_alive()
+        ended = True
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread.join(END_SECONDS)
+            ended = not self._thread.is_alive()
         self._reactor.remove(self._bell)
         if ended:
             self._answer()

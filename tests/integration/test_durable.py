@@ -309,6 +309,8 @@ def test_what_was_put_aside_outlives_the_daemon_and_is_delivered_once_more(daemo
     )
     assert session.ask(nack=nack).result.status.code == 0
     ack(session, binding, 2)
+    session.half_close()
+    session.end()
     client = again(daemon)
     request = job_pb2.ListParkedRequest(name="jobs/backup")
     parked = client.call("JobService/ListParked", request, job_pb2.ListParkedResponse).entries

@@ -109,13 +109,30 @@ def test_requests_go_on_when_fronts_die(fragile):
     assert len(list(client.list_jobs())) == 6
 
 
-def test_restarted_daemon_gets_the_jobs_again_and_a_gap_tells(client, daemon):
+def test_orderly_restart_goes_on_with_the_same_jobs_and_misses_nothing(client, daemon):
     seen, gaps = [], []
     job = client.register("user", lambda event: seen.append(event.data), channel="c", on_gap=gaps.append)
     stopped = client.register("timer", print, every="1h", start=False)
     client.raise_event("c", b"before")
     client.run(lambda: len(seen) == 1)
+    numbers = (job.id, stopped.id)
     daemon.stop()
+    daemon.start()
+    client.raise_event("c", b"after")
+    client.run(lambda: len(seen) == 2)
+    assert seen == [b"before", b"after"]
+    assert gaps == []
+    assert (job.id, stopped.id) == numbers
+    assert (job.state, stopped.state) == ("ARMED", "REGISTERED")
+
+
+def test_killed_daemon_gets_the_jobs_again_and_a_gap_tells(client, daemon):
+    seen, gaps = [], []
+    job = client.register("user", lambda event: seen.append(event.data), channel="c", on_gap=gaps.append)
+    stopped = client.register("timer", print, every="1h", start=False)
+    client.raise_event("c", b"before")
+    client.run(lambda: len(seen) == 1)
+    daemon.kill()
     daemon.start()
     client.run(lambda: gaps and stopped.state == "REGISTERED" and job.state == "ARMED")
     (gap,) = gaps
@@ -145,7 +162,7 @@ def test_job_that_cannot_be_registered_again_is_gone_and_says_why(client, daemon
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
     job = client.register("socket", lambda event: None, listen=f"tcp:127.0.0.1:{port}")
-    daemon.stop()
+    daemon.kill()
     with socket.create_server(("127.0.0.1", port)):
         daemon.start()
         client.run(lambda: job.state == "GONE")

@@ -250,7 +250,7 @@ NAMES = [
     "",
     "jobs",
     "jobs/",
-    "jobs/x",
+    "jobs/x y",
     "jobs/-1",
     "jobs/1/2",
     "jobs/\u0661",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from aemd.core.errors import AemError, Code, invalid
 from aemd.core.principal import Principal
@@ -51,7 +52,8 @@ DESCRIPTION = Description(
         "end": "The peer has ended its direction; it may still read.",
         "closed": (
             "The last event of a connection. reason: eof, reset, closed (by an operation), error, "
-            "idle-timeout or frame-too-long; error_number, bytes_in, bytes_out."
+            "idle-timeout, frame-too-long or restart (it ended with the daemon before); error_number, "
+            "bytes_in, bytes_out."
         ),
     },
     operations={
@@ -130,7 +132,8 @@ class Socket:
         self._host.charge(job, 1, sources=1)
         bound: Bound | None = None
         try:
-            bound = self._binder.bind(found.address, owner=job.owner.owner, reuse_port=found.reuse_port)
+            address = _as_before(found.address, job)
+            bound = self._binder.bind(address, owner=job.owner.owner, reuse_port=found.reuse_port)
             job.data = self._new(job, found, bound)
         except BaseException:
             if bound is not None:
@@ -187,6 +190,11 @@ class Socket:
         """Whether output waits for its peer to read."""
         return _of(job).busy()
 
+    def memento(self, job: Job) -> bytes | None:
+        """The port and the connections; datagrams that come while nobody listens are lost."""
+        found = _of(job)
+        return found.memento() if isinstance(found, Listener) else None
+
     def details(self, job: Job) -> dict[str, str]:
         """Address, connections, counts."""
         return _of(job).details()
@@ -198,6 +206,14 @@ class Socket:
 def _act(address: Address) -> Act:
     port = address.port if address.family in ("tcp", "udp") else None
     return Act(what=f"listen on {address}", port=port, network=not has_path(address))
+
+
+def _as_before(address: Address, job: Job) -> Address:
+    """The address, with the port that the kernel chose the first time."""
+    memento = job.resumed.memento if job.resumed is not None else None
+    if not memento or address.port or address.family != "tcp":
+        return address
+    return replace(address, port=int.from_bytes(memento[:2], "big"))
 
 
 def _of(job: Job) -> Listener | Datagrams:

@@ -97,6 +97,8 @@ class Listener:
         payload = socket_pb2.SocketEvent(local=address_message(self._local()))
         self.host.fire(self.job, self.clock.event("listening", b"", payload))
         self._set_reads()
+        if self.job.resumed is not None and self.job.resumed.memento:
+            self.resume_from(self.job.resumed.memento)
 
     def stop(self) -> None:
         """Accept and read no more. The kernel still listens, up to the backlog."""
@@ -204,6 +206,20 @@ class Listener:
             for sync in self.syncs:
                 sync.waiting.pop(connection, None)
             self.check_syncs()
+
+    # -- the next daemon
+
+    def memento(self) -> bytes:
+        """Its port, and the keys of the connections that end with this daemon."""
+        port = self._local().port
+        return b"".join((port.to_bytes(2, "big"), *self.connections))
+
+    def resume_from(self, memento: bytes) -> None:
+        """Tell of the connections that ended with the daemon before."""
+        for start in range(2, len(memento), 8):
+            key = memento[start : start + 8]
+            payload = socket_pb2.SocketEvent(connection=int.from_bytes(key, "big"), reason="restart")
+            self._fire_held(key, self.clock.event("closed", key, payload))
 
     # -- accepting
 

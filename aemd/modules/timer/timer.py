@@ -38,6 +38,7 @@ class Ticker:
         "_call",
         "_offset_ns",
         "_sets",
+        "_was_due_ns",
         "accuracy_ns",
         "clock",
         "cookie",
@@ -61,6 +62,7 @@ class Ticker:
         self.accuracy_ns = accuracy_ns
         self.cookie = cookie
         self.due_ns: int | None = None  # None: not armed
+        self._was_due_ns: int | None = None
         self.wake_ns = 0
         self.was_set = False
         self._call: Call | None = None
@@ -82,9 +84,11 @@ class Ticker:
 
     def _resume(self, resumed: Resumed, now_ns: int) -> int | None:
         """When it is due after a restart, as if the daemon had been there all the time: what has come due
-        meanwhile is due in the past, and so fires at once, with its count. Only CLOCK_REALTIME is the same
-        after the machine was down, so that is what the other clocks are told by.
+        meanwhile is due in the past, and so fires at once, with its count. After a daemon that was killed the
+        machine may have been down, too; only CLOCK_REALTIME goes on then, and the others are told by it.
         """
+        if resumed.memento is not None:  # of the same boot, so its clock is the same
+            return int(resumed.memento) if resumed.memento else None
         shift_ns = now_ns - self.timer.host.reactor.real_ns()  # from CLOCK_REALTIME to this clock
         if not resumed.newest:
             return self.schedule.begin(resumed.start_ns + shift_ns)
@@ -94,6 +98,7 @@ class Ticker:
 
     def stop(self) -> None:
         """Disarm it."""
+        self._was_due_ns = self.due_ns
         self._arm(None)
 
     def expire(self, now_ns: int) -> None:
@@ -116,6 +121,11 @@ class Ticker:
             self._fire(found, now_ns)
         elif found != self.due_ns:
             self._arm(found)
+
+    def memento(self) -> bytes:
+        """When it is due, by its clock, or was when it was stopped; empty: never."""
+        due_ns = self._was_due_ns if self.due_ns is None else self.due_ns
+        return b"" if due_ns is None else b"%d" % due_ns
 
     def is_due(self, now_ns: int) -> bool:
         """Whether it is armed and its wake-up is not in the future."""
@@ -225,6 +235,10 @@ class Timer(Basic):
             left_ns = max(ticker.due_ns - ticker.queue.now_ns(), 0)
             details["next"] = f"in {left_ns / SECOND:.3f} s"
         return details
+
+    def memento(self, job: Job) -> bytes | None:
+        """When it is due."""
+        return _ticker(job).memento()
 
     def shutdown(self) -> None:
         """Nothing is left: all jobs are closed, so nobody listens any more."""

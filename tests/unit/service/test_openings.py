@@ -214,7 +214,8 @@ def test_end_of_the_daemon_while_registrations_wait_leaves_nothing(make_bench):
         register(wire, request_id=10 + number)
     bench.turn()
     assert descriptors(bench) == 100
-    bench.daemon.sessions.end_all()
+    bench.daemon.sessions.leave()
+    bench.daemon.engine.end_all("the daemon ends", bench.daemon.conductor.now())
     bench.daemon.conductor.settle()
     assert descriptors(bench) == 0
     assert [name for name, _ in module.calls] == ["needs"] * 100

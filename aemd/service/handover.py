@@ -1,0 +1,177 @@
+"""From one daemon to the next: what sessions are handed over, in a file, and how they are taken up again.
+
+The file is written at an orderly end, into the state directory, with mode 0600: it holds resume tokens and
+the data of events. It is good for one daemon, on the same boot of the machine, and is gone once it was read.
+
+Who takes up a session looks at everything again: its process must still live (it is watched from then on),
+its user must still be allowed to have each job, and each job must open. A job whose module cannot prove that
+it missed nothing gets a gap of unknown size; one that cannot be opened any more gets the gap, and then it
+ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from aemd.core.errors import AemError
+from aemd.core.frozen import FrozenJob, FrozenReader, FrozenSession
+from aemd.core.history import Resumed
+from aemd.core.job import Job, JobState
+from aemd.core.keeping import RESTARTED
+from aemd.core.session import Session
+from aemd.service import log
+from aemd.service.conductor import Conductor
+from aemd.service.durables import Durables
+from aemd.v1 import job_pb2
+
+VERSION = 1
+FILE = "handover"
+FILE_BYTES_MAX = 4 << 30  # what queues may hold, and some
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+Hold = Callable[[Session], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """What one daemon leaves to the next."""
+
+    version: int
+    boot: str
+    next_job: int
+    sessions: list[FrozenSession] = field(default_factory=list)
+
+
+class Handover:
+    """Writes what there is to be handed over, and takes it up."""
+
+    def __init__(self, conductor: Conductor, durables: Durables, state_dir: str) -> None:
+        self._conductor = conductor
+        self._engine = conductor.engine
+        self._durables = durables
+        self._path = os.path.join(state_dir, FILE)
+
+    # -- the end
+
+    def write(self, stopped: frozenset[Job]) -> bool:
+        """Hand over all sessions. `stopped`: jobs that were stopped for the end. False, and a line in the
+        log, if that cannot be done.
+        """
+        engine, conductor = self._engine, self._conductor
+        sessions = engine.freeze(
+            started=lambda job: job in stopped or job.state in (JobState.ARMED, JobState.DEGRADED),
+            memento=conductor.memento,
+            now=conductor.now(),
+        )
+        estate = Estate(VERSION, _boot(), engine.next_id, sessions)
+        try:
+            _write(self._path, msgspec.msgpack.encode(estate))
+        except OSError as error:
+            log.get().error("nothing is handed over", **{log.ERROR: f"{self._path}: {error.strerror}"})
+            return False
+        return True
+
+    # -- the beginning
+
+    def take_up(self, hold: Hold) -> None:
+        """Go on with what the daemon before handed over. `hold`: watches the process of a session; False if
+        it has ended.
+        """
+        estate = self._read()
+        if estate is None:
+            return
+        self._engine.ids_begin(estate.next_job)
+        for frozen in estate.sessions:
+            try:
+                self._thaw(frozen, hold)
+            except AemError as error:
+                log.get().warning("session lost", **{log.SESSION: frozen.id, log.REASON: error.message})
+
+    def _read(self) -> Estate | None:
+        try:
+            content = _take(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.get().error("nothing is taken up", **{log.ERROR: f"{self._path}: {error.strerror}"})
+            return None
+        try:
+            estate = msgspec.msgpack.decode(content, type=Estate)
+        except msgspec.MsgspecError as error:
+            log.get().error("nothing is taken up", **{log.ERROR: f"{self._path}: {error}"})
+            return None
+        return estate if estate.version == VERSION and estate.boot == _boot() else None
+
+    def _thaw(self, frozen: FrozenSession, hold: Hold) -> None:
+        session = self._engine.thaw_session(frozen, self._conductor.now())
+        if not hold(session):
+            self._engine.end_session(session, "its process ended", self._conductor.now())
+            return
+        for job in frozen.jobs:
+            try:
+                self._thaw_job(session, job)
+            except AemError as error:
+                log.get().warning(
+                    "job lost", **{log.JOB: job.id, log.SESSION: session.id, log.REASON: error.message}
+                )
+        for reader in frozen.readers:
+            self._thaw_reader(session, reader)
+        self._engine.await_client(session)
+
+    def _thaw_job(self, session: Session, frozen: FrozenJob) -> None:
+        conductor = self._conductor
+        params = job_pb2.Job.FromString(frozen.params).params
+        meant = conductor.meant(session.principal, frozen.module, params)
+        options = self._engine.parse_options(job_pb2.Options.FromString(frozen.options), meant.traits)
+        job = self._engine.thaw_job(
+            session, frozen, module=meant.traits, values=meant.values, options=options
+        )
+        job.ruling = meant.ruling
+        if frozen.spent:
+            conductor.never_open(job)
+            return
+        if frozen.started and frozen.memento is not None:
+            job.resumed = Resumed(memento=frozen.memento)
+
+        def taken(refusal: AemError | None) -> None:
+            if job.state is JobState.GONE:
+                return
+            if refusal is not None or (frozen.memento is None and frozen.started):
+                job.binding.push_gap(1, RESTARTED)
+                session.wake(job.binding)
+            if refusal is not None:
+                self._engine.exhaust(job, refusal.message)
+
+        conductor.take_up_job(job, start=frozen.started, taken=taken)
+
+    def _thaw_reader(self, session: Session, frozen: FrozenReader) -> None:
+        job = self._durables.job(frozen.job)
+        if job is not None:
+            self._engine.thaw_reader(session, job, frozen)
+
+
+def _boot() -> str:
+    with open(BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _write(path: str, content: bytes) -> None:
+    """Put it there as a whole, or not at all."""
+    fresh = path + ".new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(fresh, path)
+
+
+def _take(path: str) -> bytes:
+    """Read it, and remove it: nobody goes on with it twice."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        os.unlink(path)
+        return file.read(FILE_BYTES_MAX)
