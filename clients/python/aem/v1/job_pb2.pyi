@@ -792,7 +792,7 @@ class CreateJobRequest(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. The name: 1 to 64 letters, digits, dots, dashes and underscores, not only digits."""
+    """Required. The name: A letter, and with it 1 to 64 letters, digits, dots, dashes and underscores."""
     module: _builtins.str
     """Required. The event module."""
     label: _builtins.str
