@@ -103,17 +103,13 @@ class Durable:
 
     def give_up(self) -> None:
         """The store takes no more: what it was not given becomes a gap, for those who come later."""
-        unrecorded = self.unrecorded
-        first, last = unrecorded[0], unrecorded[-1]
-        if first.epoch != last.epoch:
-            return
-        gap = Record(first.epoch, first.first, last.last, last.real_ns, loss=OVERFLOWED)
-        place = bisect_right(self.tail, Cursor(first.epoch, first.last - 1), key=_cursor)
+        first = self.unrecorded[0]
+        place = bisect_right(self.tail, Cursor(first.epoch, first.first - 1), key=_cursor)
         gone = self.tail[place:]
-        self.tail[place:] = [gap]
+        self.unrecorded = _given_up(gone)
+        self.tail[place:] = self.unrecorded
         self.tail_bytes -= sum(record.size for record in gone)
         self.lost += sum(record.last - record.first + 1 for record in gone if record.loss is None)
-        self.unrecorded = [gap]
 
     def is_dealt(self, record: Record) -> bool:
         """Whether it was dealt with, though something before it was not."""
@@ -137,6 +133,21 @@ class Durable:
         if cursor != self.acked:
             self.acked = cursor
             self.dealt = ()
+
+
+def _given_up(records: list[Record]) -> list[Record]:
+    """One gap for each epoch. Of how many nobody knew before, nobody knows afterwards."""
+    gaps: list[Record] = []
+    for record in records:
+        loss = OVERFLOWED if record.loss is None else record.loss
+        before = gaps[-1] if gaps else None
+        if before is None or before.loss is None or before.epoch != record.epoch:
+            gaps.append(Record(record.epoch, record.first, record.last, record.real_ns, loss=loss))
+            continue
+        if loss != before.loss:
+            loss = OVERFLOWED.joined(before.loss).joined(loss)
+        gaps[-1] = Record(record.epoch, before.first, record.last, record.real_ns, loss=loss)
+    return gaps
 
 
 def _holes(reader: Reader) -> Iterable[Range]:

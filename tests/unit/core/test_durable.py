@@ -536,3 +536,19 @@ def test_many_events_at_once_are_recorded_as_those_events_one_by_one(
     assert facts[0] == facts[1]
     assert [(record.first, record.last) for record in facts[0][1][-2:]] == [(10, 10), (11, 11)]
     assert facts[0][1][-1].loss is not None
+
+
+def test_unknown_losses_that_the_store_does_not_take_stay_unknown(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.engine.begin_epoch(job)
+    shelf.fire(job, b"b")
+    assert job.durable is not None
+    job.durable.give_up()
+    shelf.fire(job, b"c")
+    job.durable.give_up()
+    shelf.keep()
+    assert [(gap.epoch, gap.first, gap.last) for gap in shelf.kept] == [(1, 1, 1), (2, 1, 3)]
+    assert [gap.loss.unknown for gap in shelf.kept if gap.loss is not None] == [False, True]
+    assert job.durable.lost == 4
+    assert job.durable.tail == shelf.kept
