@@ -206,7 +206,7 @@ class Answers(Course):
             return
         if binding.marks is None:
             binding.marks = deque()
-        binding.marks.append((job.binding.head, request_id))
+        binding.marks.append((job.epoch, job.binding.head, request_id))
         session.awaited += 1
         session.send_marks(binding, None)
         self._check_control(session)

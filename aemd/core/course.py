@@ -154,6 +154,8 @@ class Course(Reading):
         assert durable is not None
         reader.discard_waiting()
         reader.discard_in_flight()
+        if reader.session.connected:
+            reader.session.end_marks(reader)
         self._unbind(reader)
         del durable.readers[reader]
         job.binding.absorb(reader)  # type: ignore[attr-defined]
@@ -181,12 +183,9 @@ class Course(Reading):
         assert durable is not None
         self._deadlines.cancel((Due.SHUTDOWN, job))
         for reader in list(durable.readers):
-            session = reader.session
-            if session.connected:
-                if reader.marks is not None:
-                    session.send_marks(reader, None)
-                session.tell_state(job)
             self._leave(reader)
+            if reader.session.connected:
+                reader.session.tell_state(job)
         self._kept[job] = None
         self._throttle.forget(job.binding)
         job.binding.forget_parked()

@@ -276,6 +276,18 @@ class Outbox:
         if binding.marks is not None:
             self.send_marks(binding, writer)
 
+    def end_marks(self, binding: Binding) -> None:
+        """Answer all Syncs of a binding that ends: nothing more will come."""
+        marks, binding.marks = binding.marks or (), None
+        for mark in marks:
+            self.add_control(self._sync_done(binding, *mark))
+
+    def _sync_done(self, binding: Binding, epoch: int, seq: int, request_id: int) -> bytes:
+        self.awaited -= 1
+        return encoding.sync_done_frame(
+            request_id, job=binding.job.id, binding=binding.id, epoch=epoch, seq=seq
+        )
+
     def send_marks(self, binding: Binding, writer: _Writer | None) -> None:
         """Answer the Syncs behind whose numbers nothing waits any more. Where a job that is closing has given
         up what waited, they are answered at its end.
@@ -283,12 +295,8 @@ class Outbox:
         if binding.job.state is JobState.CLOSING:
             return
         marks = binding.marks
-        while marks and binding.sent_to() >= marks[0][0]:
-            seq, request_id = marks.popleft()
-            self.awaited -= 1
-            frame = encoding.sync_done_frame(
-                request_id, job=binding.job.id, binding=binding.id, epoch=binding.epoch, seq=seq
-            )
+        while marks and (binding.epoch, binding.sent_to()) >= marks[0][:2]:
+            frame = self._sync_done(binding, *marks.popleft())
             if writer is not None:
                 writer.frame(frame)
             else:

@@ -93,7 +93,7 @@ class Waiting:
         # Parked by time-out, perhaps never seen: (first, last, entries), in order.
         self.overdue: list[tuple[int, int, int]] | None = None
         self.keys: dict[bytes, list[Entry]] | None = None  # OVERFLOW_LATEST: never-sent events by key
-        self.marks: deque[tuple[int, int]] | None = None  # (number, request id) of Syncs
+        self.marks: deque[tuple[int, int, int]] | None = None  # (epoch, number, request id) of Syncs
         self.stats: Stats | None = None
         self.tally: Tally = session.sheet[job.traits.name]
 

@@ -552,3 +552,31 @@ def test_unknown_losses_that_the_store_does_not_take_stay_unknown(shelf: Shelf) 
     assert [gap.loss.unknown for gap in shelf.kept if gap.loss is not None] == [False, True]
     assert job.durable.lost == 4
     assert job.durable.tail == shelf.kept
+
+
+def test_sync_waits_for_the_epochs_before(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a", b"b")
+    shelf.engine.begin_epoch(job)
+    reader = shelf.bind(job)
+    shelf.engine.sync_mark(shelf.bench.session, job, 99)
+    assert [frame.WhichOneof("frame") for frame in shelf.bench.frames()] == ["batch"]
+    shelf.ack(reader, 2)
+    frames = shelf.bench.frames()
+    assert [frame.WhichOneof("frame") for frame in frames[:2]] == ["gap", "sync_done"]
+    assert (frames[1].sync_done.cursor.epoch, frames[1].sync_done.cursor.seq) == (2, 1)
+
+
+@pytest.mark.parametrize("how", ["unbind", "end_job"])
+def test_sync_is_answered_when_its_reader_goes(shelf: Shelf, how: str) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    reader = shelf.bind(job, events=0)
+    shelf.engine.sync_mark(shelf.bench.session, job, 99)
+    assert shelf.bench.session.awaited == 1
+    if how == "unbind":
+        shelf.engine.unbind(shelf.bench.session, reader.id, shelf.bench.now)
+    else:
+        shelf.engine.end_job(job, "", shelf.bench.now)
+    assert [frame.request_id for frame in shelf.bench.frames() if frame.HasField("sync_done")] == [99]
+    assert shelf.bench.session.awaited == 0
