@@ -30,7 +30,7 @@ TRIMMED = Loss(  # of an epoch whose end is not known any more
 class Reader(Binding):
     """A session's hold on a durable job. `follows`: it does not answer for it."""
 
-    __slots__ = ("cut", "epoch", "fetching", "follows")
+    __slots__ = ("cut", "epoch", "fetching", "follows", "start")
 
     def __init__(
         self,
@@ -51,7 +51,9 @@ class Reader(Binding):
 
     def _begin(self, at: Cursor) -> None:
         self.epoch = at.epoch  # type: ignore[misc]
-        self.head = self.sent = self.shown = at.seq
+        self.head = self.sent = self.shown = self.start = at.seq
+        self.overdue = None  # of an epoch before; where this one opens, a gap says that something is missing
+        self.unknown_to = 1  # likewise, for who has not heard even that
 
     @property
     def position(self) -> Cursor:
@@ -62,6 +64,10 @@ class Reader(Binding):
     def drained(self) -> bool:
         """Nothing waits, and nothing is in flight."""
         return not self.queue and not self.unacked
+
+    def restream(self, received: int, now_ns: int) -> None:
+        """A new stream begins. What lies before its start a client cannot have missed."""
+        super().restream(max(received, self.start), now_ns)
 
     def take(self, records: list[Record], durable: Durable, now_ns: int) -> bool:
         """Take entries that come behind the position; False if the rest has to wait."""

@@ -580,3 +580,66 @@ def test_sync_is_answered_when_its_reader_goes(shelf: Shelf, how: str) -> None:
         shelf.engine.end_job(job, "", shelf.bench.now)
     assert [frame.request_id for frame in shelf.bench.frames() if frame.HasField("sync_done")] == [99]
     assert shelf.bench.session.awaited == 0
+
+
+def test_stream_that_comes_back_lost_nothing_before_where_it_was_bound(shelf: Shelf) -> None:
+    job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_NONE)
+    shelf.fire(job, b"a", b"b")
+    shelf.bind(job, Cursor(1, 1))
+    shelf.entries()
+    shelf.bench.lose()
+    shelf.bench.resume()
+    assert shelf.entries() == [(2, 2, "gap", 1)]
+
+
+def test_what_nobody_saw_of_an_epoch_is_not_told_in_the_next(shelf: Shelf) -> None:
+    job = shelf.make(ack_timeout_ns=50_000_000, attempts_max=1)
+    shelf.fire(job, b"a", b"b", b"c")
+    shelf.engine.begin_epoch(job)
+    reader = shelf.bind(job)
+    assert len(shelf.entries()) == 3
+    shelf.bench.wait(60)  # they are parked, and the next epoch begins
+    shelf.fetch()
+    assert reader.epoch == 2
+    shelf.bench.lose()
+    shelf.bench.resume()
+    assert shelf.entries()[0][:3] == (1, 1, "gap")
+    assert not (reader.unacked or {}).keys() - {1}
+
+
+def test_stream_that_was_lost_where_an_epoch_ended_lost_an_unknown_number(shelf: Shelf) -> None:
+    job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_NONE)
+    shelf.fire(job, b"a", b"b")
+    shelf.engine.begin_epoch(job)
+    reader = shelf.bind(job)
+    while shelf.bench.frames():
+        shelf.engine.read_on(reader)
+    shelf.fire(job, b"c")
+    shelf.bench.frames()
+    shelf.bench.lose()
+    shelf.bench.resume(**{f"b{reader.id}": 1})
+    gaps = [frame.gap for frame in shelf.bench.frames() if frame.HasField("gap")]
+    assert [(gap.epoch, gap.first, gap.last, gap.count) for gap in gaps] == [(2, 1, 2, 0)]
+
+
+def test_what_a_lost_stream_took_of_an_epoch_is_counted_in_its_own_numbers(shelf: Shelf) -> None:
+    job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_NONE)
+    shelf.fire(job, b"a", b"b")
+    shelf.engine.begin_epoch(job)
+    shelf.fire(job, b"c", b"d")
+    reader = shelf.bind(job, events=2)
+    shelf.engine.trimmed(job, Cursor(2, 2))
+    shelf.engine.grant(shelf.bench.session, reader.id, LOTS, LOTS)
+    while shelf.bench.frames():
+        pass
+    assert reader.position == (2, 3)
+    shelf.bench.lose()
+    shelf.engine.resume_session(
+        shelf.bench.session.token,
+        shelf.bench.principal,
+        positions={reader.id: (2, 2)},
+        credit=(LOTS, LOTS),
+        now=shelf.bench.now,
+    )
+    gaps = [frame.gap for frame in shelf.bench.frames() if frame.HasField("gap")]
+    assert [(gap.epoch, gap.first, gap.last, gap.count) for gap in gaps] == [(2, 3, 3, 1)]
