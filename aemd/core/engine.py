@@ -305,7 +305,9 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
 
     def set_priority(self, job: Job, priority: int) -> None:
         """Deliver it with another priority, 0 to 7; AemError if there is no such."""
-        job.options = job.binding.options = self._options.with_priority(job.options, priority, job.traits)
+        job.options = self._options.with_priority(job.options, priority, job.traits)
+        for binding in (job.binding, *job.bindings):
+            binding.options = job.options
 
     def unbind(self, session: Session, binding_id: int, now: Now) -> None:
         """Let go of a job: it ends at once. AemError NOT_FOUND."""

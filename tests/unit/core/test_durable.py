@@ -622,6 +622,13 @@ def test_stream_that_was_lost_where_an_epoch_ended_lost_an_unknown_number(shelf:
     assert [(gap.epoch, gap.first, gap.last, gap.count) for gap in gaps] == [(2, 1, 2, 0)]
 
 
+def test_priority_is_that_of_all_who_read(shelf: Shelf) -> None:
+    job = shelf.make()
+    reader = shelf.bind(job)
+    shelf.engine.set_priority(job, 7)
+    assert reader.options.priority == 7
+
+
 def test_what_a_lost_stream_took_of_an_epoch_is_counted_in_its_own_numbers(shelf: Shelf) -> None:
     job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_NONE)
     shelf.fire(job, b"a", b"b")
