@@ -83,6 +83,9 @@ class Course(Reading):
         if isinstance(binding, Reader):
             self._settled_reader(binding)
             return
+        if job.durable is not None:
+            self._end_if_over(job)
+            return
         if not binding.unacked and (
             job.state is JobState.CLOSING or (job.state is JobState.DRAINING and not binding.queue)
         ):
@@ -110,20 +113,23 @@ class Course(Reading):
         if not reader.follows:
             durable.note(reader)
             self._kept[job] = None
-        closed = job.state is JobState.CLOSING and not job.in_flight
-        spent = (
-            job.state is JobState.DRAINING
-            and job.options.one_shot
-            and durable.acked == (job.epoch, job.binding.head)
-        )
-        if closed or spent:
-            self._end(job, job.reason)
+        if self._end_if_over(job):
             return
         self._tell_settled(reader)
         if reader.paused and _has_room(reader):
             self.read_on(reader)
         elif reader.listed < 0:
             reader.session.wake(reader)
+
+    def _end_if_over(self, job: Job) -> bool:
+        """End a durable job that waits for nothing more; whether it did."""
+        durable = job.durable
+        assert durable is not None
+        closed = job.state is JobState.CLOSING and not job.in_flight
+        spent = job.state is JobState.DRAINING and durable.acked == (job.epoch, job.binding.head)
+        if closed or spent:
+            self._end(job, job.reason)
+        return closed or spent
 
     def _relieve(self) -> None:
         """Users have bytes or events again: what waited for them is read again."""

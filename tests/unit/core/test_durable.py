@@ -622,6 +622,17 @@ def test_stream_that_was_lost_where_an_epoch_ended_lost_an_unknown_number(shelf:
     assert [(gap.epoch, gap.first, gap.last, gap.count) for gap in gaps] == [(2, 1, 2, 0)]
 
 
+def test_job_that_can_fire_no_more_stays_until_its_events_are_dealt_with(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.engine.exhaust(job, "its process has ended")
+    assert job.state is JobState.DRAINING
+    reader = shelf.bind(job)
+    assert shelf.entries() == [(1, 1, b"a", 1)]
+    shelf.ack(reader, 1)
+    assert job.state is JobState.GONE
+
+
 def test_priority_is_that_of_all_who_read(shelf: Shelf) -> None:
     job = shelf.make()
     reader = shelf.bind(job)
