@@ -212,6 +212,7 @@ class Course(Reading):
         binding.forget_parked()
         self._deadlines.cancel((Due.ACK, binding))
         self._deadlines.cancel((Due.DELAY, binding))
+        self._deadlines.cancel((Due.READ, binding))
         del session.bindings[binding.id]
         lease_ns = binding.job.options.lease_ns
         session.leases[lease_ns] -= 1
@@ -261,6 +262,8 @@ class Course(Reading):
                 self._schedule_ack(subject)
             elif due is Due.QUOTA:
                 self.accounts.relieved[subject] = None
+            elif due is Due.READ:
+                self.read_on(subject)
             else:
                 subject.undelay(now.mono_ns)
                 self._schedule_delay(subject)

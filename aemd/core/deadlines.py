@@ -24,6 +24,7 @@ class Due(IntEnum):
     REST = 5  # the jobs of sessions that have ended
     PROGRESS = 6  # how far the bindings of a session are
     QUOTA = 7  # events that a user whose sources rest may have again
+    READ = 8  # of a history, once more after the disk has failed
 
 
 Key: TypeAlias = tuple[Due, Any]

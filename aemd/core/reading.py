@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from aemd.core.deadlines import Deadlines, Due
 from aemd.core.effects import Effect, Fetch
 from aemd.core.history import Record
+from aemd.core.job import JobState
+from aemd.core.limits import SECOND
 from aemd.core.now import Now
 from aemd.core.reader import Reader
 
 FETCH_RECORDS = 256  # asked for at once
+RETRY_NS = 1 * SECOND  # after which a disk that failed is asked again; the store tries to write as often
 
 
 class Reading:
     """The part of the engine that feeds readers."""
 
     now: Now
+    _deadlines: Deadlines
+    _throttle: Throttle
     _effects: list[Effect]
 
     def read_on(self, reader: Reader) -> None:
@@ -21,6 +27,8 @@ class Reading:
         job = reader.job
         durable = job.durable
         assert durable is not None
+        if job.state is JobState.CLOSING:
+            return  # what is not in flight was given up
         while not reader.fetching:
             if reader.position < durable.oldest:
                 going = reader.skip(durable.oldest)
@@ -45,10 +53,14 @@ class Reading:
         reader.fetching = False
         durable = reader.job.durable
         assert durable is not None
-        if reader not in durable.readers:
+        if reader not in durable.readers or reader.job.state is JobState.CLOSING:
             return
-        if not records and reader.position >= durable.oldest:
-            return  # it stays behind until something is dealt with, or it is bound anew
+        if reader.position < durable.oldest:
+            self.read_on(reader)  # what it asked for may be trimmed, and this comes first
+            return
+        if not records:
+            self._deadlines.set((Due.READ, reader), now.mono_ns + RETRY_NS)
+            return
         if reader.take(records, durable, now.mono_ns):
             self.read_on(reader)
         elif reader.listed < 0:

@@ -554,6 +554,44 @@ def test_unknown_losses_that_the_store_does_not_take_stay_unknown(shelf: Shelf) 
     assert job.durable.tail == shelf.kept
 
 
+def test_what_was_trimmed_while_it_was_asked_for_is_a_gap(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, *(b"%d" % n for n in range(1, 7)))
+    shelf.forget_tail(job)
+    reader = shelf.engine.bind(
+        shelf.bench.session, job, at=START, follows=True, credit=(LOTS, LOTS), now=shelf.bench.now
+    )
+    shelf.engine.read_on(reader)
+    shelf.kept = shelf.kept[4:]
+    shelf.engine.trimmed(job, Cursor(1, 4))
+    shelf.fetch()
+    shelf.fetch()
+    assert shelf.entries() == [(1, 4, "gap", 1), (5, 5, b"5", 1), (6, 6, b"6", 1)]
+
+
+def test_disk_that_failed_is_asked_again(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.forget_tail(job)
+    kept, shelf.kept = shelf.kept, []
+    shelf.bind(job)
+    assert shelf.entries() == []
+    shelf.kept = kept
+    shelf.bench.wait(1_000)
+    shelf.fetch()
+    assert shelf.entries() == [(1, 1, b"a", 1)]
+
+
+def test_disk_that_failed_is_not_asked_for_who_has_gone(shelf: Shelf) -> None:
+    job = shelf.make()
+    shelf.fire(job, b"a")
+    shelf.forget_tail(job)
+    shelf.kept = []
+    reader = shelf.bind(job)
+    shelf.engine.unbind(shelf.bench.session, reader.id, shelf.bench.now)
+    assert shelf.engine.next_deadline_ns() is None
+
+
 def test_sync_waits_for_the_epochs_before(shelf: Shelf) -> None:
     job = shelf.make()
     shelf.fire(job, b"a", b"b")
@@ -633,6 +671,29 @@ def test_job_that_can_fire_no_more_stays_until_its_events_are_dealt_with(shelf: 
     assert job.state is JobState.GONE
 
 
+def test_job_that_closes_is_not_read_on(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=2)
+    shelf.fire(job, *(b"%d" % n for n in range(6)))
+    shelf.forget_tail(job)
+    reader = shelf.bind(job)
+    assert len(shelf.entries()) == 2
+    late = shelf.engine.bind(
+        shelf.bench.open(shelf.bench.principal),
+        job,
+        at=START,
+        follows=True,
+        credit=(LOTS, LOTS),
+        now=shelf.bench.now,
+    )
+    shelf.engine.read_on(late)
+    shelf.engine.shutdown(job, reason="test", deadline_ns=0, now=shelf.bench.now)
+    shelf.fetch()
+    shelf.complete(reader, 1)
+    assert shelf.entries() == shelf.entries(late.session) == []
+    shelf.complete(reader, 2)
+    assert job.state is JobState.GONE
+
+
 def test_priority_is_that_of_all_who_read(shelf: Shelf) -> None:
     job = shelf.make()
     reader = shelf.bind(job)
@@ -661,3 +722,13 @@ def test_what_a_lost_stream_took_of_an_epoch_is_counted_in_its_own_numbers(shelf
     )
     gaps = [frame.gap for frame in shelf.bench.frames() if frame.HasField("gap")]
     assert [(gap.epoch, gap.first, gap.last, gap.count) for gap in gaps] == [(2, 3, 3, 1)]
+
+
+def test_job_that_closes_sends_nothing_more(shelf: Shelf) -> None:
+    job = shelf.make(queue_depth=2)
+    shelf.fire(job, *(b"%d" % n for n in range(6)))
+    reader = shelf.bind(job)
+    assert len(shelf.entries()) == 2
+    shelf.engine.shutdown(job, reason="test", deadline_ns=0, now=shelf.bench.now)
+    shelf.ack(reader, 1)
+    assert shelf.entries() == []
