@@ -9,6 +9,7 @@ from aemd.core.job import JobState
 from aemd.core.limits import SECOND
 from aemd.core.now import Now
 from aemd.core.reader import Reader
+from aemd.core.throttle import Throttle
 
 FETCH_RECORDS = 256  # asked for at once
 RETRY_NS = 1 * SECOND  # after which a disk that failed is asked again; the store tries to write as often
@@ -40,6 +41,7 @@ class Reading:
                     break
                 if not records:
                     reader.paused = False
+                    self._throttle.forget(reader)
                     break
                 going = reader.take(records, durable, self.now.mono_ns)
             if not going:
@@ -48,7 +50,9 @@ class Reading:
             reader.session.wake(reader)
 
     def fetched(self, reader: Reader, records: list[Record], now: Now) -> None:
-        """What a Fetch asked for; nothing, if it was trimmed meanwhile, or the disk failed."""
+        """What a Fetch asked for; nothing, if it was trimmed meanwhile, or the disk failed: then it is asked
+        for once more after a while.
+        """
         self.now = now
         reader.fetching = False
         durable = reader.job.durable

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from aemd.core.accounts import ENTRY_BYTES, EVENTS, Account, Accounts
 from aemd.core.deadlines import Deadlines, Due
+from aemd.core.limits import MS
 
 if TYPE_CHECKING:
     from aemd.core.session import Session
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ENCODING_BYTES = 1_024  # of an event beside what was read; a socket's needs some 100
 READS = 2  # so many reads must fit before a source that rests is read again
+AGAIN_NS = 10 * MS  # after which those who were fed have taken what they need
 EVENTS_SHARE = 16  # and this part of a second's events must be there
 
 
@@ -89,6 +91,8 @@ class Throttle:
             allowance = binding.session.allowance
             room = account.room(allowance) - given
             if room < _least(account, room, READS * self._read_bytes):
+                if given:  # perhaps those who were fed need nothing, and then nothing comes back either
+                    self._deadlines.set((Due.QUOTA, account), now_ns + AGAIN_NS)
                 return
             rate = allowance.quota.events_per_second
             if account.events_free <= 0 and not account.prepay(_enough(rate), allowance, now_ns):

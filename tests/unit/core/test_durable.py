@@ -701,6 +701,38 @@ def test_priority_is_that_of_all_who_read(shelf: Shelf) -> None:
     assert reader.options.priority == 7
 
 
+def test_reader_that_waits_for_bytes_is_fed_though_another_needed_none(make_bench: Any) -> None:
+    shelf = Shelf(make_bench(Quota(queue_bytes=2 * ENTRY_BYTES)))
+    bench = shelf.bench
+    trimmed, job = shelf.make(), shelf.make()
+    hog = bench.job(session=bench.open(bench.principal))
+    shelf.engine.fire(hog, bytes(10))
+    readers = [shelf.bind(trimmed), shelf.bind(job)]
+    event = bytes(300 - ENTRY_BYTES)
+    shelf.fire(trimmed, event)
+    shelf.fire(job, event)
+    assert [reader.paused for reader in readers] == [True] * 2
+    shelf.engine.trimmed(trimmed, Cursor(1, 1))
+    shelf.engine.end_session(hog.session, "", bench.now)
+    shelf.fetch()
+    assert shelf.entries() == [(1, 1, "gap", 1)]
+    bench.wait(10)
+    shelf.fetch()
+    assert shelf.entries() == [(1, 1, event, 1)]
+
+
+def test_reader_that_has_caught_up_waits_for_no_bytes(make_bench: Any) -> None:
+    shelf = Shelf(make_bench(Quota(queue_bytes=2 * ENTRY_BYTES)))
+    job = shelf.make()
+    reader = shelf.bind(job)
+    shelf.fire(job, bytes(10), bytes(250))
+    assert shelf.entries() == [(1, 1, bytes(10), 1)]
+    assert shelf.bench.accounts.starving
+    shelf.engine.ack(reader.session, reader.id, 1, 1, shelf.bench.now)
+    assert shelf.entries() == [(2, 2, bytes(250), 1)]
+    assert not shelf.bench.accounts.starving
+
+
 def test_what_a_lost_stream_took_of_an_epoch_is_counted_in_its_own_numbers(shelf: Shelf) -> None:
     job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_NONE)
     shelf.fire(job, b"a", b"b")
