@@ -399,8 +399,8 @@ def _check_name(name: str) -> None:
     if len(name) > NAME_CHARS_MAX or not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", name):
         raise invalid(
             "name",
-            f"{name[:NAME_CHARS_MAX]!r} is no name: a letter, and with it 1 to {NAME_CHARS_MAX} letters, digits, "
-            "dots, dashes and underscores",
+            f"{name[:NAME_CHARS_MAX]!r} is no name: a letter, and with it 1 to {NAME_CHARS_MAX} letters, "
+            "digits, dots, dashes and underscores",
         )
 
 
