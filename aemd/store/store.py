@@ -172,8 +172,10 @@ class Store:
 
     # -- the end
 
-    def close(self) -> bool:
-        """Write everything; True if the next daemon can rely on it that nothing is missing."""
+    def close(self, *, whole: bool = True) -> bool:
+        """Write everything; True if the next daemon can rely on it that nothing is missing. `whole`: nothing
+        was refused by append() and is still to come.
+        """
         for timer in (self._retry, self._aging):
             if timer is not None:
                 timer.cancel()
@@ -183,10 +185,10 @@ class Store:
         if self._sent is not None:  # it failed: one last time
             self._send(self._sent)
         if self._sent is None:
-            self._next.meta |= {"clean": 1, "next_job": self.next_id}
+            self._next.meta |= {"clean": int(whole), "next_job": self.next_id}
             batch, self._next = self._next, Batch()
             self._send(batch)
-        return self._worker.close() and self._sent is None
+        return self._worker.close() and self._sent is None and whole
 
     def _send(self, batch: Batch) -> None:
         self._sent = batch

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import resource
 import select
 import signal
@@ -19,7 +20,7 @@ GARBAGE = [
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 500,
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\xff\xff\1\4\0\0\0\1" + b"\x82" * 300,
-    os.urandom(70_000),
+    random.Random(7).randbytes(70_000),
 ]
 
 SILENT = """
