@@ -237,8 +237,9 @@ class Requests:
         return self._conductor.find_job(session.principal, job_id, doing)
 
     def _own_job(self, session: Session, job_id: int, doing: str) -> Job:
-        """A job of this session."""
+        """A job of this session, or a durable one that it reads; only who answers for that may do an Op."""
         job = self._job(session, job_id, doing)
-        if job.session is not session:
-            raise not_found(f"job {job_id} in this session")
-        return job
+        for held in job.bindings:
+            if held.session is session and not (doing == "Op" and getattr(held, "follows", False)):
+                return job
+        raise not_found(f"job {job_id} in this session")

@@ -15,8 +15,9 @@
 
 from aem.aio import AsyncClient
 from aem.client import Client
-from aem.errors import AemError, Code, ConnectionLost, Park, Reply, Retry
+from aem.errors import AemError, Code, ConnectionLost, OutOfRange, Park, Reply, Retry
 from aem.events import Event, Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
+from aem.history import Cursor, Keep, Parked
 from aem.job import AsyncJob, Job
 from aem.options import Acknowledgement, Options, Overflow, Param
 from aem.progress import Progress
@@ -31,14 +32,18 @@ __all__ = [
     "Client",
     "Code",
     "ConnectionLost",
+    "Cursor",
     "Event",
     "EventStream",
     "Gap",
     "Job",
+    "Keep",
     "Options",
+    "OutOfRange",
     "Overflow",
     "Param",
     "Park",
+    "Parked",
     "ProcessEvent",
     "Progress",
     "Reply",

@@ -12,8 +12,10 @@ import grpc
 import grpc.aio
 
 from aem import _channel, _unary
+from aem._registration import default_acknowledgement
 from aem.errors import from_rpc
-from aem.options import Param
+from aem.history import Keep, Parked
+from aem.options import Options, Param
 from aem.v1 import admin_pb2, job_pb2, module_pb2
 
 CALL_SECONDS = 30.0
@@ -68,25 +70,74 @@ class AsyncCalls:
             if not token:
                 return
 
-    async def get_job(self, job_id: int) -> job_pb2.Job:
-        """One job, also of another session."""
-        return await self._call(_unary.GET_JOB, job_pb2.GetJobRequest(name=f"jobs/{job_id}"))
+    async def get_job(self, job_id: int | str) -> job_pb2.Job:
+        """One job, also of another session; a durable one also by its name, here and below."""
+        return await self._call(_unary.GET_JOB, job_pb2.GetJobRequest(name=_unary.job_name(job_id)))
 
-    async def start_job(self, job_id: int) -> job_pb2.Job:
+    async def start_job(self, job_id: int | str) -> job_pb2.Job:
         """Arm a job."""
-        return await self._call(_unary.START_JOB, job_pb2.StartJobRequest(name=f"jobs/{job_id}"))
+        return await self._call(_unary.START_JOB, job_pb2.StartJobRequest(name=_unary.job_name(job_id)))
 
-    async def stop_job(self, job_id: int) -> job_pb2.Job:
+    async def stop_job(self, job_id: int | str) -> job_pb2.Job:
         """Disarm a job."""
-        return await self._call(_unary.STOP_JOB, job_pb2.StopJobRequest(name=f"jobs/{job_id}"))
+        return await self._call(_unary.STOP_JOB, job_pb2.StopJobRequest(name=_unary.job_name(job_id)))
 
-    async def shutdown_job(self, job_id: int, deadline: float | None = None) -> job_pb2.Job:
+    async def shutdown_job(self, job_id: int | str, deadline: float | None = None) -> job_pb2.Job:
         """End a job, after the handler that runs now, or after `deadline` seconds."""
         return await self._call(_unary.SHUTDOWN_JOB, _unary.shutdown_request(job_id, deadline))
 
-    async def set_priority(self, job_id: int, priority: int) -> job_pb2.Job:
+    async def set_priority(self, job_id: int | str, priority: int) -> job_pb2.Job:
         """Change a job's priority, 0 to 7, 7 first."""
         return await self._call(_unary.UPDATE_JOB, _unary.priority_request(job_id, priority))
+
+    async def create_job(
+        self,
+        name: str,
+        module: str,
+        params: Mapping[str, Param] | None = None,
+        *,
+        options: Options | None = None,
+        keep: Keep | None = None,
+        label: str = "",
+        start: bool = True,
+    ) -> job_pb2.Job:
+        """Make a durable job, without a handler: it outlives this program, the daemon and the machine.
+
+        Made again with the same definition it is the one that is there; with another one AemError, code
+        ALREADY_EXISTS, says what differs.
+
+        await client.create_job("deploys", "user", {"channel": "deploy"}, keep=aem.Keep(entries=1_000))
+        """
+        request = _unary.create_request(
+            name,
+            module,
+            params or {},
+            options=options,
+            acknowledgement=default_acknowledgement(module),
+            keep=keep,
+            label=label,
+            start=start,
+        )
+        return await self._call(_unary.CREATE_JOB, request)
+
+    async def list_parked(self, job: int | str) -> AsyncIterator[Parked]:
+        """What was put aside of a job because nobody could deal with it, by number."""
+        token = ""
+        while True:
+            request = job_pb2.ListParkedRequest(name=_unary.job_name(job), page_size=1_000, page_token=token)
+            page = await self._call(_unary.LIST_PARKED, request)
+            for entry in page.entries:
+                yield Parked.of(entry)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def retry_parked(self, job: int | str, *cursors: tuple[int, int]) -> int:
+        """Deliver what was put aside once more, all of it or what `cursors` name; returns how many entries.
+
+        There must be a client that answers for the job.
+        """
+        return (await self._call(_unary.RETRY_PARKED, _unary.retry_request(job, cursors))).retried
 
     async def list_modules(self) -> AsyncIterator[module_pb2.Module]:
         """The loaded event modules, by name."""

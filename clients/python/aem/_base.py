@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar, overload
 
-from aem import _channel
+from aem import _channel, _unary
 from aem._binding import EXPLICIT, SUCCESS, Entry, Outcome
 from aem._dispatch import Dispatcher
 from aem._handling import event_of, failed, gap_unheard, note_room, outcome_of, spend_room
+from aem._hold import Hold
 from aem._protocol import Session
-from aem._registration import Registration, Sink
+from aem._registration import Registration, Sink, default_acknowledgement
 from aem._workers import TOO_LATE, Workers
 from aem.errors import Code, ConnectionLost, Reply
 from aem.events import Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
+from aem.history import Keep, StartFrom
 from aem.options import Options, Param, values_of
 
 ANSWER_SECONDS = 30.0  # how long a request may take if the caller says nothing
@@ -106,14 +108,86 @@ class BaseClient:
         """
 
         def decorate(handler: Handler) -> Handler:
-            registration = self._registration(module, handler, label=label, **more)
-            if self._session is None:
-                self._collected.append(registration)
-            else:
-                self._decorated(registration)
+            self._collect(self._registration(module, handler, label=label, **more))
             return handler
 
         return decorate
+
+    def _collect(self, registration: Registration) -> None:
+        """Register what was decorated when the client connects, or now if it has."""
+        if self._session is None:
+            self._collected.append(registration)
+        else:
+            self._decorated(registration)
+
+    def _decorator(self, name: str, module: str, **more: Any) -> Callable[[Handler], Handler]:
+        """Decorate the handler of a durable job."""
+
+        def decorate(handler: Handler) -> Handler:
+            self._collect(self._durable(name, module, handler, **more))
+            return handler
+
+        return decorate
+
+    def _durable(
+        self,
+        name: str,
+        module: str,
+        handler: Handler | None,
+        *,
+        follow: bool = False,
+        start_from: StartFrom = None,
+        keep: Keep | None = None,
+        options: Options | None = None,
+        start: bool = True,
+        label: str = "",
+        params: Mapping[str, Param] | None = None,
+        run: Run = "inline",
+        pool: int = 0,
+        on_gap: Callable[[Gap], object] | None = None,
+        on_room: Callable[[bytes, int], bytes | Reply | None] | None = None,
+        **more: Param,
+    ) -> Registration:
+        """A registration of a durable job that is made first if it is not there."""
+        request = _unary.create_request(
+            name,
+            module,
+            {**(params or {}), **more},
+            options=options,
+            acknowledgement=default_acknowledgement(module),
+            keep=keep,
+            label=label,
+            start=start,
+        )
+        return self._registration(
+            module,
+            handler,
+            label=label or name,
+            run=run,
+            pool=pool,
+            options=options,
+            start=start,
+            on_gap=on_gap,
+            on_room=on_room,
+            hold=Hold(name, follow=follow, start_from=start_from, request=request),
+        )
+
+    def _bound_to(
+        self,
+        job: int | str,
+        handler: Handler | None,
+        *,
+        follow: bool = False,
+        start_from: StartFrom = None,
+        options: Options | None = None,
+        sink: Sink | None = None,
+        **how: Any,
+    ) -> Registration:
+        """A registration of a durable job that is there."""
+        hold = Hold(job, follow=follow, start_from=start_from)
+        return self._registration(
+            "", handler, label=str(job), options=options, sink=sink, hold=hold, params={}, **how
+        )
 
     def _registration(
         self,
@@ -129,6 +203,7 @@ class BaseClient:
         on_room: Callable[[bytes, int], bytes | Reply | None] | None = None,
         params: Mapping[str, Param] | None = None,
         sink: Sink | None = None,
+        hold: Hold | None = None,
         **more: Param,
     ) -> Registration:
         registration = Registration(
@@ -143,6 +218,7 @@ class BaseClient:
             on_room=on_room,
             run=run,
             pool=pool,
+            hold=hold,
         )
         self._make_job(registration)
         return registration

@@ -9,6 +9,11 @@ Three ways of telling, as the job's acknowledgement asks:
 
 After a Retry in a cumulative binding entries are answered one by one until that one is dealt with: an Ack
 would cover it as well.
+
+The binding of a durable job outlives the daemon. It is *suspended* when the daemon does not know it any more,
+and *renewed* when it is bound again: what was dealt with here, and what a handler still has, is known by its
+numbers when the daemon delivers it again, and only told. Nothing is told of what was not delivered on this
+side of the restart (beyond `reached`): a daemon that was killed may not know it.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ ZERO: Cursor = (0, 0)
 CUMULATIVE = job_pb2.ACKNOWLEDGEMENT_CUMULATIVE
 EXPLICIT = job_pb2.ACKNOWLEDGEMENT_EXPLICIT
 NONE = job_pb2.ACKNOWLEDGEMENT_NONE
+PARKED_MAX = 1_024  # parked entries that are known again when they come once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +67,22 @@ class Window:
         self.held_events += events
         self.held_bytes += size
 
-    def consume(self, events: int, size: int) -> job_pb2.Credit | None:
-        """So much is dealt with; returns the credit to give back now, if it is time."""
+    def consume(self, events: int, size: int, *, grant: bool = True) -> job_pb2.Credit | None:
+        """So much is dealt with; returns the credit to give back now, if it is time and `grant`."""
         self.held_events -= events
         self.held_bytes -= size
         self.owed_events += events
         self.owed_bytes += size
-        if self.owed_events * 2 < self.events and self.owed_bytes * 2 < self.bytes:
+        if not grant or (self.owed_events * 2 < self.events and self.owed_bytes * 2 < self.bytes):
             return None
         credit = job_pb2.Credit(events=self.owed_events, bytes=self.owed_bytes)
         self.owed_events = self.owed_bytes = 0
         return credit
+
+    def forget(self, events: int, size: int) -> None:
+        """So much is given up, and whoever sent it does not wait for credit."""
+        self.held_events -= events
+        self.held_bytes -= size
 
     def reopen(self) -> job_pb2.Credit:
         """The credit for a new stream, where the daemon begins with none."""
@@ -119,14 +130,18 @@ class Binding:
         "_ahead",
         "_answers",
         "_nacked",
+        "_parked",
         "acknowledgement",
         "alive",
+        "before",
         "epoch",
         "handled",
         "id",
+        "reached",
         "received",
         "registration",
         "running",
+        "start",
         "window",
     )
 
@@ -140,10 +155,14 @@ class Binding:
         self.window = window
         self.alive = True
         self.running = 0  # handlers
+        self.start: Cursor = ZERO  # what comes up to here was put aside before, and is retried
         self.received: Cursor = ZERO
+        self.reached: Cursor = ZERO  # the newest that was received since it was bound
+        self.before: Cursor = ZERO  # what comes up to here may have been received before it was bound anew
         self.handled: Cursor = ZERO  # cumulative: everything up to here is dealt with
         self._ahead: Cursor = ZERO  # the newest that is dealt with while an older one waits for its retry
         self._nacked: set[Cursor] = set()
+        self._parked: dict[Cursor, None] = {}  # by handlers; they come once more if somebody retries them
         self._answers: dict[Cursor, session_pb2.ClientFrame] = {}
 
     def finish(self, entry: Entry, outcome: Outcome) -> list[session_pb2.ClientFrame] | None:
@@ -151,7 +170,7 @@ class Binding:
         cursor = (entry.epoch, entry.last)
         if self.acknowledgement == CUMULATIVE:
             if outcome is SUCCESS and not self._nacked:
-                self.handled = cursor
+                self.handled = max(self.handled, cursor)
                 return None
             return self._finish_apart(cursor, outcome)
         if self.acknowledgement != EXPLICIT:
@@ -164,12 +183,13 @@ class Binding:
         if self._nacked:
             return False
         if self.acknowledgement == CUMULATIVE:
-            self.handled = (newest.epoch, newest.last)
+            self.handled = max(self.handled, (newest.epoch, newest.last))
         return True
 
     def _finish_apart(self, cursor: Cursor, outcome: Outcome) -> list[session_pb2.ClientFrame]:
         frames = []
-        if outcome.nack is not None and not outcome.nack.park:
+        told = cursor <= self.reached
+        if outcome.nack is not None and not (outcome.nack.park and told):
             if not self._nacked:
                 frames.append(self.ack())
                 self._ahead = self.handled
@@ -181,18 +201,27 @@ class Binding:
                 self.handled = self._ahead
         else:
             frames.append(self.ack())
-            self.handled = cursor
-        frames.append(self._answer(cursor, outcome))
+            self.handled = max(self.handled, cursor)
+        if told:
+            frames.append(self._answer(cursor, outcome))
+            self._note_parked(cursor, outcome)
         return [frame for frame in frames if frame is not None]
 
     def ack(self) -> session_pb2.ClientFrame | None:
         """Everything that is dealt with, in one frame; None if that is nothing."""
-        if self.handled == ZERO:
+        epoch, seq = min(self.handled, self.reached)
+        if not seq:
             return None
-        epoch, seq = self.handled
         return session_pb2.ClientFrame(
             ack=session_pb2.Ack(binding=self.id, cursor=job_pb2.Cursor(epoch=epoch, seq=seq))
         )
+
+    def _note_parked(self, cursor: Cursor, outcome: Outcome) -> None:
+        self._parked.pop(cursor, None)
+        if outcome.nack is not None:  # a Retry is known by _nacked
+            self._parked[cursor] = None
+            if len(self._parked) > PARKED_MAX:
+                del self._parked[next(iter(self._parked))]
 
     def _answer(self, cursor: Cursor, outcome: Outcome) -> session_pb2.ClientFrame:
         where = job_pb2.Cursor(epoch=cursor[0], seq=cursor[1])
@@ -219,7 +248,43 @@ class Binding:
 
     def answers(self) -> list[session_pb2.ClientFrame]:
         """The answers that the daemon may not have read."""
-        return list(self._answers.values())
+        return [frame for cursor, frame in self._answers.items() if cursor <= self.reached]
+
+    @property
+    def place(self) -> Cursor:
+        """Everything up to here was received and needs no second delivery, but for what waits here."""
+        return min(((epoch, seq - 1) for epoch, seq in self._nacked), default=self.received)
+
+    def suspend(self) -> None:
+        """The daemon does not know it any more; it is to be bound again."""
+        self.reached = ZERO
+        self.before = max(self.before, self.received)
+
+    def renew(self, number: int, start: Cursor) -> None:
+        """It is bound again, and goes on behind `start`."""
+        self.id = number
+        self.epoch = start[0]
+        self.received = self.reached = start
+        if self._nacked and not (still := {cursor for cursor in self._nacked if cursor > start}):
+            self._nacked = still
+            self.handled = max(self.handled, self._ahead)
+        for cursor, frame in list(self._answers.items()):
+            if cursor <= start:
+                del self._answers[cursor]
+            elif frame.HasField("nack"):
+                frame.nack.binding = number
+            else:
+                frame.complete.binding = number
+
+    def reach(self, newest: Cursor) -> None:
+        """Everything up to `newest` has come."""
+        self.received = max(self.received, newest)
+        self.reached = max(self.reached, newest)
+
+    def forget_answers(self) -> None:
+        """Everything that was received before it was bound anew has come again, or is dealt with."""
+        for cursor in [one for one in self._answers if one <= self.before]:
+            del self._answers[cursor]
 
     def sift(
         self, entries: list[Entry], waiting: set[Cursor]
@@ -230,11 +295,12 @@ class Binding:
         """
         fresh: list[Entry] = []
         again: list[session_pb2.ClientFrame] = []
+        dealt = False
         for entry in entries:
             cursor = (entry.epoch, entry.last)
             if cursor in waiting:
                 continue
-            if entry.attempts < 2 or cursor in self._nacked:
+            if (entry.attempts < 2 and cursor > self.before) or cursor in self._nacked:
                 fresh.append(entry)
             elif cursor in self._answers:
                 if self._answers[cursor].HasField("nack"):
@@ -242,10 +308,15 @@ class Binding:
                     fresh.append(entry)
                 else:
                     again.append(self._answers[cursor])
-            elif self.acknowledgement == CUMULATIVE and cursor <= self.handled:
-                ack = self.ack()
-                if ack is not None:
-                    again.append(ack)
+            elif self._is_dealt(cursor):
+                dealt = True
             else:
                 fresh.append(entry)
-        return fresh, again
+        ack = self.ack() if dealt else None
+        return fresh, again if ack is None else [*again, ack]
+
+    def _is_dealt(self, cursor: Cursor) -> bool:
+        """Whether an Ack says so; what was put aside and is retried comes out of its order."""
+        if self.acknowledgement != CUMULATIVE or cursor in self._parked:
+            return False
+        return self.start < cursor <= self.handled

@@ -109,6 +109,13 @@ class Commands(Requests):
                 return waiter
             return self._of_job(registration, build, then=then)
 
+    def unbind(self, registration: Registration) -> None:
+        """Let go of a durable job once no handler of it runs; what waits here is not handled any more."""
+        with self._lock:
+            if not registration.gone:
+                registration.given_up = True
+                self._let_go(registration)
+
     def set_priority(self, registration: Registration, priority: int) -> Any:
         """Change a job's priority; raises ValueError for a number that the wire cannot carry."""
         frame = Frame(set_priority=session_pb2.SetPriority(job=registration.id, priority=priority))

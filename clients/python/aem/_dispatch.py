@@ -126,6 +126,21 @@ class Dispatcher:
         places = [self._inline, self._fifo, self._ready, self._running, *self._lanes.values()]
         return [entry for place in places for entry in place if entry.binding is binding]
 
+    def drop(self, binding: Binding) -> list[Entry]:
+        """Give up the entries of `binding` whose handlers have not begun, and return them."""
+        dropped = [entry for entry in (*self._ready, *self._fifo) if entry.binding is binding]
+        self._ready = deque(entry for entry in self._ready if entry.binding is not binding)
+        self._fifo = deque(entry for entry in self._fifo if entry.binding is not binding)
+        running = {entry.lane for entry in self._running}
+        for lane, entries in list(self._lanes.items()):
+            mine = [entry for entry in entries if entry.binding is binding]
+            dropped += mine
+            for entry in mine:
+                entries.remove(entry)
+            if not entries and lane not in running:
+                del self._lanes[lane]
+        return dropped
+
     def ended(self) -> None:
         """No more will come for one of the registrations."""
         self._wake()

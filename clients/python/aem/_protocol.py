@@ -7,7 +7,9 @@ What survives a lost stream: registrations, entries that wait here, the resume t
 got, and every answer that the daemon may not have read. On a new stream either the session is resumed:
 answers and credit are said again, then the requests that can be repeated. Or the daemon does not know the
 session (it was restarted): every registration is made anew, and each is told of a Gap of unknown size,
-because nobody can say what happened in between.
+because nobody can say what happened in between. Durable jobs are only bound anew, wherever their binding does
+not stand any more: what waits here and was not begun is dropped, for it comes again, and what happened in
+between is in the history.
 
 All public methods take the lock; the face's callbacks are called with it held and must not block.
 """
@@ -26,7 +28,8 @@ from aem._binding import EXPLICIT, NONE, SUCCESS, Binding, Entry, Outcome, Windo
 from aem._commands import Commands, Frame
 from aem._registration import Registration
 from aem._requests import Request, Waiter, lost
-from aem.errors import AemError, Code, from_status
+from aem.errors import AemError, Code, OutOfRange, from_status
+from aem.history import Cursor
 from aem.progress import Progress
 from aem.v1 import job_pb2, session_pb2
 
@@ -77,7 +80,7 @@ class Session(Commands):
         self._token = b""
         self._window = Window(SESSION_EVENTS, SESSION_BYTES)
         self._bindings: dict[int, Binding] = {}
-        self._jobs: dict[int, Registration] = {}
+        self._jobs: dict[int, list[Registration]] = {}  # several where one follows what another answers
         self._due: set[Binding] = set()  # bindings that owe an Ack
         self._answers = Answers()
 
@@ -161,7 +164,7 @@ class Session(Commands):
         self._answers.clear()
         for binding in list(self._bindings.values()):
             if binding.id not in standing:
-                self._gone(binding.registration, "it ended while the connection was lost")
+                self._lose(binding, "it ended while the connection was lost")
                 continue
             ack = binding.ack()
             if ack is not None:
@@ -184,13 +187,43 @@ class Session(Commands):
                 self._settle(number, error)
         for binding in old:
             registration = binding.registration
-            binding.alive = False
+            binding.alive = registration.hold is not None
             if registration.gone:
                 self._gone(registration, registration.reason)
+                continue
+            if registration.hold is not None:
+                self._bind_again(binding)
                 continue
             registration.rooms.clear()
             registration.sink.put([_restart_gap(binding)])
             self._register_again(registration)
+
+    def _lose(self, binding: Binding, reason: str) -> None:
+        """A resumed session does not have it any more."""
+        registration = binding.registration
+        if registration.hold is None or registration.gone:
+            self._gone(registration, reason)
+            return
+        del self._bindings[binding.id]
+        self._forget_job(registration)
+        self._bind_again(binding)
+
+    def _bind_again(self, binding: Binding) -> None:
+        """A durable job: go on where it was."""
+        registration = binding.registration
+        hold, sink = registration.hold, registration.sink
+        assert hold is not None
+        if hold.follow:
+            waiting = [(entry.epoch, entry.first - 1) for entry in sink.waiting(binding)]
+            hold.at = Cursor(*min([binding.place, *waiting]))
+        for entry in sink.drop(binding):
+            if entry.gap is None:
+                binding.window.forget(1, len(entry.data))
+                self._give_back(None, 1, len(entry.data))
+        binding.suspend()
+        registration.rooms.clear()
+        registration.former = binding
+        self._register_again(registration)
 
     # -- frames in
 
@@ -216,8 +249,7 @@ class Session(Commands):
             case "job_state":
                 self._job_state(frame.job_state)
             case "room":
-                registration = self._jobs.get(frame.room.job)
-                if registration is not None:
+                for registration in self._jobs.get(frame.room.job, ()):
                     rooms, room = registration.rooms, frame.room
                     rooms[room.key] = rooms.get(room.key, 0) + room.bytes
                     registration.sink.room(registration, room.key)
@@ -268,8 +300,9 @@ class Session(Commands):
         if not entries:
             return
         sink = binding.registration.sink
-        newest = entries[-1]
-        if repeated:
+        catching_up = binding.reached < binding.before
+        binding.reach((entries[-1].epoch, entries[-1].last))
+        if repeated or catching_up:
             here = {(entry.epoch, entry.last) for entry in sink.waiting(binding)}
             fresh, again = binding.sift(entries, here)
             for frame in again:
@@ -279,7 +312,8 @@ class Session(Commands):
                 if entry not in kept and entry.gap is None:
                     self._give_back(binding, 1, len(entry.data))
             entries = fresh
-        binding.received = max(binding.received, (newest.epoch, newest.last))
+            if catching_up and binding.reached > binding.before:
+                binding.forget_answers()
         if entries:
             sink.put(entries)
 
@@ -288,23 +322,17 @@ class Session(Commands):
         if request is None or request.registration is None:
             return
         registration = request.registration
-        options = registration.options
-        binding = Binding(
-            registered.binding,
-            registration,
-            epoch=registered.start.epoch,
-            acknowledgement=registration.acknowledgement,
-            window=Window(options.credit_events, options.credit_bytes),
-        )
-        binding.received = binding.handled = (0, 0)
+        binding = _bound(registration, registered)
         registration.id = registered.job
         registration.state = registered.state
         registration.binding = binding
         registration.progress = Progress()  # another job's, if there was one before
         self._bindings[binding.id] = binding
-        self._jobs[registered.job] = registration
+        self._jobs.setdefault(registered.job, []).append(registration)
         self.registrations[registration] = None
         request.settle(None)
+        if registration.given_up:
+            self._let_go(registration)
         self._changed()
 
     def _result(self, number: int, result: session_pb2.Result) -> None:
@@ -313,26 +341,32 @@ class Session(Commands):
             _refused(error)
 
     def _job_state(self, change: session_pb2.JobState) -> None:
-        registration = self._jobs.get(change.job)
-        if registration is None:
-            return
-        if change.discarded:
+        found = list(self._jobs.get(change.job, ()))
+        if found and change.discarded:
             log.warning("job %d ended with %d events undelivered", change.job, change.discarded)
-        if change.state == job_pb2.STATE_GONE:
-            self._gone(registration, change.reason)
-        else:
-            registration.state = change.state
-            registration.reason = change.reason
-            self._changed()
+        for registration in found:
+            if change.state == job_pb2.STATE_GONE:
+                self._gone(registration, change.reason)
+            else:
+                registration.state = change.state
+                registration.reason = change.reason
+                self._changed()
 
     def _gone(self, registration: Registration, reason: str) -> None:
         binding = registration.binding
-        self._jobs.pop(registration.id, None)
+        self._forget_job(registration)
         if binding is not None:
             self._bindings.pop(binding.id, None)
             self._due.discard(binding)
         self.registrations.pop(registration, None)
         registration.end(reason)
+
+    def _forget_job(self, registration: Registration) -> None:
+        found = self._jobs.get(registration.id, [])
+        if registration in found:
+            found.remove(registration)
+            if not found:
+                del self._jobs[registration.id]
 
     # -- frames out
 
@@ -356,7 +390,8 @@ class Session(Commands):
                 if frames is None:
                     self._due.add(binding)
                 elif binding.acknowledgement == EXPLICIT:
-                    self._emit_answer(binding, frames[0])
+                    told = (entry.epoch, entry.last) <= binding.reached
+                    self._emit_answer(binding, frames[0], told=told)
                 else:
                     self._due.discard(binding)
                     for frame in frames:
@@ -394,24 +429,25 @@ class Session(Commands):
                 self._let_go(binding.registration)
 
     def _let_go(self, registration: Registration) -> None:
-        """End a job that was shut down, unless a handler of it runs.
+        """End a job that was shut down, or let go of a durable one, unless a handler of it runs.
 
         The daemon would wait for the events that were sent and that nobody will handle: a job ends with
-        its binding at once.
+        its binding at once, and a durable one that is closing with what is in flight.
         """
         binding = registration.binding
         if binding is None or not binding.alive or binding.running:
             return
         self.flush()
         self._emit(Frame(unbind=session_pb2.Unbind(binding=binding.id)))
-        self._gone(registration, "shut down by its owner")
+        ended = registration.state == job_pb2.STATE_CLOSING
+        self._gone(registration, "shut down by its owner" if ended else "let go by the program")
 
-    def _emit_answer(self, binding: Binding, frame: Frame) -> None:
+    def _emit_answer(self, binding: Binding, frame: Frame, *, told: bool = True) -> None:
         """Send an answer that is kept until the daemon is known to have read it."""
         if not self._fits(frame):
             self._shorten(frame)
-        if not self.connected:
-            return  # said on the next stream: the binding keeps it
+        if not self.connected or not told:
+            return  # said on the next stream, or when it is delivered again: the binding keeps it
         covers = self._answers.add(binding, frame)
         frame.request_id = 0
         if covers:
@@ -437,7 +473,8 @@ class Session(Commands):
 
     def _give_back(self, binding: Binding | None, events: int, size: int) -> None:
         if binding is not None:
-            credit = binding.window.consume(events, size)
+            bound = self._bindings.get(binding.id) is binding
+            credit = binding.window.consume(events, size, grant=bound)
             if credit is not None:
                 self._emit(Frame(grant=session_pb2.Grant(binding=binding.id, credit=credit)))
         credit = self._window.consume(events, size)
@@ -459,15 +496,48 @@ class Session(Commands):
             self._ask(Request(registration.frame, waiter, registration=registration, then=then))
             return waiter
 
-    def _register_again(self, registration: Registration) -> None:
+    def _register_again(self, registration: Registration) -> int:
         def then(error: AemError | None) -> AemError | None:
-            if error is not None:
-                log.error("a job of %s could not be registered again: %s", registration.module, error)
+            if isinstance(error, OutOfRange) and registration.former is not None:
+                self._skip(registration, registration.former, error)
+            elif error is not None:
+                word = "registered" if registration.hold is None else "bound"
+                log.error("a job of %s could not be %s again: %s", registration.module, word, error)
                 self._gone(registration, error.message)
             return None
 
         registration.binding = None
-        self._number(Request(registration.frame, None, registration=registration, then=then))
+        return self._number(Request(registration.frame, None, registration=registration, then=then))
+
+    def _skip(self, registration: Registration, binding: Binding, error: OutOfRange) -> None:
+        """What a follower would read next is not kept any more: say so, and go on with what is."""
+        hold = registration.hold
+        assert hold is not None
+        assert hold.at is not None
+        registration.sink.put([_trimmed_gap(binding, hold.at, error.oldest)])
+        hold.at = error.oldest
+        number = self._register_again(registration)
+        self._emit_request(number, self._requests[number])
+
+
+def _bound(registration: Registration, registered: session_pb2.Registered) -> Binding:
+    """The binding that was made; that of a durable job may be one that was there before."""
+    start = (registered.start.epoch, registered.start.seq)
+    binding, registration.former = registration.former, None
+    if binding is not None:
+        binding.renew(registered.binding, start)
+        return binding
+    options = registration.options
+    binding = Binding(
+        registered.binding,
+        registration,
+        epoch=registered.start.epoch,
+        acknowledgement=registration.acknowledgement,
+        window=Window(options.credit_events, options.credit_bytes),
+    )
+    if registration.hold is not None:
+        binding.start = binding.received = binding.reached = start
+    return binding
 
 
 def _refused(error: AemError) -> None:
@@ -484,6 +554,24 @@ def _restart_gap(binding: Binding) -> Entry:
         last=seq + 1,
         stage=session_pb2.STAGE_SOURCE,
         cause=session_pb2.CAUSE_RESTART,
+        remedy=session_pb2.REMEDY_RESCAN,
+        attempts=1,
+    )
+    return entry
+
+
+def _trimmed_gap(binding: Binding, at: Cursor, oldest: Cursor) -> Entry:
+    """Between `at` and `oldest` nothing is kept; how much that was is known within an epoch."""
+    count = max(oldest.seq - at.seq, 0) if oldest.epoch == at.epoch else 0
+    last = at.seq + max(count, 1)
+    entry = Entry(binding, at.epoch, at.seq + 1, last, 1, b"")
+    entry.gap = session_pb2.Gap(
+        epoch=at.epoch,
+        first=at.seq + 1,
+        last=last,
+        stage=session_pb2.STAGE_JOB,
+        count=count,
+        cause=session_pb2.CAUSE_OVERFLOW,
         remedy=session_pb2.REMEDY_RESCAN,
         attempts=1,
     )

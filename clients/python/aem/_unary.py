@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from aem.options import Param, values_of
+from aem.history import Keep
+from aem.options import Options, Param, values_of
 from aem.v1 import admin_pb2, job_pb2, module_pb2
 
 Request = TypeVar("Request", bound=Message)
@@ -49,6 +50,9 @@ START_JOB = Method(f"{_JOB}/StartJob", job_pb2.StartJobRequest, job_pb2.Job)
 STOP_JOB = Method(f"{_JOB}/StopJob", job_pb2.StopJobRequest, job_pb2.Job)
 SHUTDOWN_JOB = Method(f"{_JOB}/ShutdownJob", job_pb2.ShutdownJobRequest, job_pb2.Job)
 UPDATE_JOB = Method(f"{_JOB}/UpdateJob", job_pb2.UpdateJobRequest, job_pb2.Job)
+CREATE_JOB = Method(f"{_JOB}/CreateJob", job_pb2.CreateJobRequest, job_pb2.Job)
+LIST_PARKED = Method(f"{_JOB}/ListParked", job_pb2.ListParkedRequest, job_pb2.ListParkedResponse)
+RETRY_PARKED = Method(f"{_JOB}/RetryParked", job_pb2.RetryParkedRequest, job_pb2.RetryParkedResponse)
 GET_MODULE = Method(f"{_MODULE}/GetModule", module_pb2.GetModuleRequest, module_pb2.Module)
 LIST_MODULES = Method(f"{_MODULE}/ListModules", module_pb2.ListModulesRequest, module_pb2.ListModulesResponse)
 LOAD_MODULE = Method(f"{_MODULE}/LoadModule", module_pb2.LoadModuleRequest, module_pb2.Module)
@@ -77,19 +81,59 @@ def explain_request(
     return request
 
 
-def priority_request(job_id: int, priority: int) -> job_pb2.UpdateJobRequest:
+def job_name(job: int | str) -> str:
+    """The resource name of a job by its id, of a durable one also by its name.
+
+    >>> job_name(7), job_name("backup"), job_name("jobs/7")
+    ('jobs/7', 'jobs/backup', 'jobs/7')
+    """
+    return job if isinstance(job, str) and job.startswith("jobs/") else f"jobs/{job}"
+
+
+def create_request(
+    name: str,
+    module: str,
+    params: Mapping[str, Param],
+    *,
+    options: Options | None,
+    acknowledgement: int,
+    keep: Keep | None,
+    label: str,
+    start: bool,
+) -> job_pb2.CreateJobRequest:
+    """The CreateJob of a durable job; `acknowledgement` if the options do not say one."""
+    asked = (options or Options()).message()
+    asked.acknowledgement = asked.acknowledgement or acknowledgement  # type: ignore[assignment]
+    return job_pb2.CreateJobRequest(
+        name=name,
+        module=module,
+        params=values_of(params),
+        options=asked,
+        keep=None if keep is None else keep.message(),
+        label=label,
+        stopped=not start,
+    )
+
+
+def retry_request(job: int | str, cursors: Iterable[tuple[int, int]]) -> job_pb2.RetryParkedRequest:
+    """The RetryParked for these cursors."""
+    named = [job_pb2.Cursor(epoch=epoch, seq=seq) for epoch, seq in cursors]
+    return job_pb2.RetryParkedRequest(name=job_name(job), cursors=named)
+
+
+def priority_request(job_id: int | str, priority: int) -> job_pb2.UpdateJobRequest:
     """The UpdateJob that sets a priority."""
     request = job_pb2.UpdateJobRequest(
-        job=job_pb2.Job(name=f"jobs/{job_id}", options=job_pb2.Options(priority=priority))
+        job=job_pb2.Job(name=job_name(job_id), options=job_pb2.Options(priority=priority))
     )
     request.update_mask.paths.append("options.priority")
     return request
 
 
-def shutdown_request(job_id: int, deadline: float | None) -> job_pb2.ShutdownJobRequest:
+def shutdown_request(job_id: int | str, deadline: float | None) -> job_pb2.ShutdownJobRequest:
     """The ShutdownJob with a deadline in seconds."""
     deadline_ns = 0 if deadline is None else max(1, round(deadline * 1e9))
-    return job_pb2.ShutdownJobRequest(name=f"jobs/{job_id}", deadline_ns=deadline_ns)
+    return job_pb2.ShutdownJobRequest(name=job_name(job_id), deadline_ns=deadline_ns)
 
 
 def list_jobs_request(module: str | None, state: str | int | None, token: str) -> job_pb2.ListJobsRequest:

@@ -192,6 +192,10 @@ class _Nowhere:
         """Nothing waits."""
         return []
 
+    def drop(self, binding: Binding) -> list[Entry]:  # noqa: ARG002
+        """Nothing waits."""
+        return []
+
     def room(self, registration: Registration, key: bytes) -> None:
         """Nothing is written."""
 

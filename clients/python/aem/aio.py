@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Literal, Self, cast, overload
 
+from aem import _unary
 from aem._aio_calls import AsyncCalls
 from aem._aio_link import AsyncLink
-from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient
+from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient, Handler
 from aem._binding import SUCCESS, Entry, Outcome
 from aem._commands import payload_chunks
 from aem._dispatch import Dispatcher
@@ -25,6 +26,7 @@ from aem._protocol import Session
 from aem._registration import Registration
 from aem.errors import AemError, Code, ConnectionLost
 from aem.events import Event, ProcessEvent, SocketEvent, TimerEvent, UserEvent
+from aem.history import StartFrom
 from aem.job import AsyncJob
 from aem.stream import AsyncEventStream, Inbox
 
@@ -80,9 +82,7 @@ class AsyncClient(BaseClient, AsyncCalls):
 
     async def register(self, module: str, handler: Callable[[Any], object], **more: Any) -> AsyncJob:
         """Register a job now and return it. Takes the keywords of on(); raises AemError when refused."""
-        registration = self._registration(module, handler, **more)
-        await self.connect(registration)
-        return await self._enlist(registration)
+        return await self._connect_with(self._registration(module, handler, **more))
 
     @overload
     def events(self, module: Literal["timer"], **more: Any) -> AsyncEventStream[TimerEvent]: ...
@@ -101,12 +101,54 @@ class AsyncClient(BaseClient, AsyncCalls):
         async for event in client.events("timer", every="200ms"):
             print(event)
         """
-        return AsyncEventStream(self, module, more)
+        return AsyncEventStream(self, lambda inbox: self._registration(module, None, sink=inbox, **more))
 
-    async def _open_stream(self, module: str, inbox: Inbox, more: dict[str, Any]) -> AsyncJob:
+    async def _open_stream(self, inbox: Inbox, make: Callable[[Inbox], Registration]) -> AsyncJob:
         await self.connect()
         inbox.open(self._protocol)
-        return await self._enlist(self._registration(module, None, sink=inbox, **more))
+        return await self._enlist(make(inbox))
+
+    @overload
+    def durable(self, name: str, module: str, handler: Handler, /, **more: Any) -> Awaitable[AsyncJob]: ...
+    @overload
+    def durable(self, name: str, module: str, /, **more: Any) -> Callable[[Handler], Handler]: ...
+
+    def durable(self, name: str, module: str, handler: Handler | None = None, /, **more: Any) -> Any:
+        """Hold a durable job; decorates its handler, or, awaited, registers `handler` now and returns the
+        AsyncJob. See Client.durable().
+
+            @client.durable("deploys", "user", channel="deploy")
+            async def deploy(event):
+                ...
+
+            job = await client.durable("deploys", "user", audit, channel="deploy", follow=True)
+        """
+        if handler is None:
+            return self._decorator(name, module, **more)
+        return self._connect_with(self._durable(name, module, handler, **more))
+
+    async def bind(self, job: int | str, handler: Handler, /, **more: Any) -> AsyncJob:
+        """Hold a durable job that is there, by its name or id. Keywords as in durable(); of `options` only
+        the credit counts, and `params` are the job's own.
+
+            job = await client.bind("deploys", audit, follow=True, start_from="1:17")
+        """
+        return await self._connect_with(self._bound_to(job, handler, **more))
+
+    def follow(
+        self, job: int | str, /, *, start_from: StartFrom = None, **more: Any
+    ) -> AsyncEventStream[Any]:
+        """The events of a durable job that is there, for `async for`; needs no run(). See Client.follow().
+
+        async for event in client.follow("deploys", start_from="oldest"):
+            print(event.cursor, event)
+        """
+        more |= {"follow": True, "start_from": start_from}
+        return AsyncEventStream(self, lambda inbox: self._bound_to(job, None, sink=inbox, **more))
+
+    async def _connect_with(self, registration: Registration) -> AsyncJob:
+        await self.connect(registration)
+        return await self._enlist(registration)
 
     def _make_job(self, registration: Registration) -> None:
         registration.job = AsyncJob(registration, self)
@@ -123,8 +165,19 @@ class AsyncClient(BaseClient, AsyncCalls):
 
     async def _enlist(self, registration: Registration) -> AsyncJob:
         self._adopt(registration)
+        await self._look_up(registration)
         await self._ask(self._protocol.register(registration))
         return cast(AsyncJob, registration.job)
+
+    async def _look_up(self, registration: Registration) -> None:
+        """Have the durable job that it holds, made if it asks for that."""
+        hold = registration.hold
+        if hold is None:
+            return
+        if hold.request is None:
+            registration.learn(await self.get_job(hold.name))
+        else:
+            registration.learn(await self._call(_unary.CREATE_JOB, hold.request))
 
     @property
     def jobs(self) -> list[AsyncJob]:
@@ -163,6 +216,7 @@ class AsyncClient(BaseClient, AsyncCalls):
             collected, self._collected = self._collected, []
         for registration in collected:
             self._adopt(registration)
+            await self._look_up(registration)
         await asyncio.gather(
             *(self._ask(self._protocol.register(registration)) for registration in collected)
         )

@@ -17,7 +17,8 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self, cast, overload
 
-from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient
+from aem import _unary
+from aem._base import ANSWER_SECONDS, CLOSE_SECONDS, CONNECT_SECONDS, LOOK_SECONDS, BaseClient, Handler
 from aem._binding import SUCCESS, Entry, Outcome
 from aem._calls import Calls
 from aem._commands import payload_chunks
@@ -28,6 +29,7 @@ from aem._protocol import Session
 from aem._registration import Registration
 from aem.errors import AemError, Code, ConnectionLost
 from aem.events import Event, ProcessEvent, SocketEvent, TimerEvent, UserEvent
+from aem.history import StartFrom
 from aem.job import Job
 from aem.stream import EventStream
 
@@ -117,6 +119,61 @@ class Client(BaseClient, Calls):
         stream.job = self._enlist(self._registration(module, None, sink=stream._inbox, **more))
         return stream
 
+    @overload
+    def durable(self, name: str, module: str, handler: Handler, /, **more: Any) -> Job: ...
+    @overload
+    def durable(self, name: str, module: str, /, **more: Any) -> Callable[[Handler], Handler]: ...
+
+    def durable(self, name: str, module: str, handler: Handler | None = None, /, **more: Any) -> Any:
+        """Hold a durable job: it keeps a history of its events, and outlives this program, the daemon and the
+        machine. Decorates its handler, or registers `handler` now and returns the Job.
+
+        The job is made if there is none of that `name` (`keep`: how much of its history is kept; `options`,
+        `start`, `label`: see on()); made again with the same definition it is the one that is there. Then
+        this program answers for it, from where the last one left off. With `follow` it only reads, beside any
+        number of others; a follower keeps its own place, and begins with what happens next.
+
+        `start_from`: "oldest", "now", a Cursor or its text, or a datetime: begin there instead. Raises
+        OutOfRange for a position that the history does not have. `params`, `run`, `pool`, `on_gap` and
+        `on_room` are as in on(); other keywords are the module's parameters.
+
+            @client.durable("deploys", "user", channel="deploy", keep=aem.Keep(entries=1_000))
+            def deploy(event):
+                ...
+
+            client.durable("deploys", "user", audit, channel="deploy", follow=True, start_from="oldest")
+        """
+        if handler is None:
+            return self._decorator(name, module, **more)
+        registration = self._durable(name, module, handler, **more)
+        self.connect(registration)
+        return self._enlist(registration)
+
+    def bind(self, job: int | str, handler: Handler, /, **more: Any) -> Job:
+        """Hold a durable job that is there, by its name or id. Keywords as in durable(); of `options` only
+        the credit counts, and `params` are the job's own.
+
+            job = client.bind("deploys", audit, follow=True, start_from="1:17")
+        """
+        registration = self._bound_to(job, handler, **more)
+        self.connect(registration)
+        return self._enlist(registration)
+
+    def follow(self, job: int | str, /, *, start_from: StartFrom = None, **more: Any) -> EventStream[Any]:
+        """Iterate over the events of a durable job that is there, beside whoever answers for it; needs no
+        run(). Begins with what happens next, or `start_from` as in durable(). Leaving the loop lets go of the
+        job.
+
+            for event in client.follow("deploys", start_from="oldest"):
+                print(event.cursor, event)
+        """
+        self.connect()
+        stream: EventStream[Any] = EventStream(self)
+        stream._inbox.open(self._protocol)
+        more |= {"follow": True, "start_from": start_from, "sink": stream._inbox}
+        stream.job = self._enlist(self._bound_to(job, None, **more))
+        return stream
+
     def _make_job(self, registration: Registration) -> None:
         registration.job = Job(registration, self)
 
@@ -125,8 +182,19 @@ class Client(BaseClient, Calls):
 
     def _enlist(self, registration: Registration) -> Job:
         self._adopt(registration)
+        self._look_up(registration)
         self._ask(self._protocol.register(registration))
         return cast(Job, registration.job)
+
+    def _look_up(self, registration: Registration) -> None:
+        """Have the durable job that it holds, made if it asks for that."""
+        hold = registration.hold
+        if hold is None:
+            return
+        if hold.request is None:
+            registration.learn(self.get_job(hold.name))
+        else:
+            registration.learn(self._call(_unary.CREATE_JOB, hold.request))
 
     @property
     def jobs(self) -> list[Job]:
@@ -159,6 +227,7 @@ class Client(BaseClient, Calls):
             collected, self._collected = self._collected, []
         for registration in collected:
             self._adopt(registration)
+            self._look_up(registration)
         for waiter in [self._protocol.register(registration) for registration in collected]:
             self._ask(waiter)
 

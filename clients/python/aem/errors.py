@@ -12,9 +12,10 @@ from enum import IntEnum
 
 import grpc
 
+from aem.history import Cursor
 from aem.v1 import status_pb2
 
-__all__ = ["AemError", "Code", "ConnectionLost", "Park", "Reply", "Retry"]
+__all__ = ["AemError", "Code", "ConnectionLost", "OutOfRange", "Park", "Reply", "Retry"]
 
 ERROR_INFO = "/google.rpc.ErrorInfo"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -65,6 +66,28 @@ class AemError(Exception):
 
 class ConnectionLost(AemError):  # noqa: N818 - the name says what happened
     """There is no daemon, or the connection to it broke before the answer came."""
+
+
+class OutOfRange(AemError):  # noqa: N818 - the name says what happened
+    """A position that a durable job's history does not have: it was trimmed, or never was.
+
+    `oldest`: where what is kept begins; bind with start_from=error.oldest to read all of it. `head`: its end.
+
+    >>> facts = {"oldest": "1:90", "head": "1:100"}
+    >>> error = OutOfRange(Code.OUT_OF_RANGE, "CURSOR_EXPIRED", "nothing behind 1:7", facts)
+    >>> error.oldest, str(error.head)
+    (Cursor(epoch=1, seq=90), '1:100')
+    """
+
+    @property
+    def oldest(self) -> Cursor:
+        """Behind this position something is kept."""
+        return Cursor.parse(self.metadata["oldest"])
+
+    @property
+    def head(self) -> Cursor:
+        """Behind this position there is nothing yet."""
+        return Cursor.parse(self.metadata["head"])
 
 
 class Reply:
@@ -137,4 +160,6 @@ def from_rpc(error: grpc.RpcError) -> AemError:
 def _make(code: int, reason: str, message: str, metadata: Mapping[str, str]) -> AemError:
     known = Code(code) if code in Code._value2member_map_ else Code.UNKNOWN
     kind = ConnectionLost if known is Code.UNAVAILABLE else AemError
+    if known is Code.OUT_OF_RANGE and metadata.keys() >= {"oldest", "head"}:
+        kind = OutOfRange
     return kind(known, reason or known.name, message or known.name, metadata)

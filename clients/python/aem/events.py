@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from aem._json import enum_word, payload_dict
+from aem.history import Cursor
 from aem.v1 import event_pb2, process_pb2, session_pb2, socket_pb2, timer_pb2, user_pb2
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Event:
     def key(self) -> bytes:
         """What orders it within its job, for sockets the connection; empty where the module has no keys."""
         return self.message.key
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position behind it in the job's history."""
+        return Cursor(self.epoch, self.seq)
 
     @property
     def real_time_ns(self) -> int:
@@ -351,6 +357,11 @@ class Gap:
     def seq(self) -> int:
         """The last number that it covers."""
         return self.message.last
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position behind it in the job's history."""
+        return Cursor(self.epoch, self.seq)
 
     @property
     def attempts(self) -> int:

@@ -1,7 +1,7 @@
 """Jobs as a program holds them: handles on registrations.
 
 `Job` belongs to the sync face, `AsyncJob` to the asyncio face; they have the same words. A handle outlives a
-restart of the daemon: the job behind it is then a new one, with a new `id`.
+restart of the daemon: the job behind it is then a new one, with a new `id`; a durable one is the same.
 """
 
 from __future__ import annotations
@@ -71,8 +71,20 @@ class BaseJob:
         """How many bytes may be written to the connection `key` now; the daemon gives more as it sends."""
         return self._registration.rooms.get(key, 0)
 
+    @property
+    def durable(self) -> bool:
+        """It outlives this program: close() lets go of it, and shutdown() ends it with its history."""
+        return self._registration.hold is not None
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.module} {self.state}>"
+
+
+def _of_durable(job: BaseJob) -> Registration:
+    """Its registration, if it is a durable job."""
+    if not job.durable:
+        raise ValueError(f"job {job.id} is not durable: shutdown() ends it")
+    return job._registration
 
 
 class Job(BaseJob):
@@ -111,6 +123,10 @@ class Job(BaseJob):
         """
         self._client._ask(self._client._protocol.sync(self._registration), timeout)
 
+    def unbind(self) -> None:
+        """Let go of a durable job: its events wait for whoever binds next. ValueError for any other."""
+        self._client._protocol.unbind(_of_durable(self))
+
     def stats(self) -> job_pb2.JobStats:
         """What has happened to it so far."""
         return self._client.get_job(self.id).stats
@@ -148,6 +164,10 @@ class AsyncJob(BaseJob):
     async def sync(self, timeout: float | None = None) -> None:
         """Return once everything that the kernel had queued for it until now has arrived here."""
         await self._client._ask(self._client._protocol.sync(self._registration), timeout)
+
+    async def unbind(self) -> None:
+        """Let go of a durable job: its events wait for whoever binds next. ValueError for any other."""
+        self._client._protocol.unbind(_of_durable(self))
 
     async def stats(self) -> job_pb2.JobStats:
         """What has happened to it so far."""

@@ -48,6 +48,12 @@ class Inbox:
         current = [self._current] if self._current is not None else []
         return [entry for entry in [*current, *self._entries] if entry.binding is binding]
 
+    def drop(self, binding: Binding) -> list[Entry]:
+        """Give up the entries that were not given out, and return them."""
+        dropped = [entry for entry in self._entries if entry.binding is binding]
+        self._entries = deque(entry for entry in self._entries if entry.binding is not binding)
+        return dropped
+
     def room(self, registration: Registration, key: bytes) -> None:
         """Job.room() says it; there is no handler to be told."""
 
@@ -156,13 +162,13 @@ class EventStream(Generic[E]):
         self.job.operate(self._inbox.key(), operation, data)
 
     def close(self) -> None:
-        """End the job. What waits is given up."""
+        """End the job, or let go of a durable one. What waits here is given up."""
         if self._closed:
             return
         self._closed = True
         if self._inbox.give_up() and self.job.state != "GONE":
             try:
-                self.job.shutdown()
+                self.job.unbind() if self.job.durable else self.job.shutdown()
             except AemError:
                 return  # it is gone, or will be with the session
 
@@ -186,10 +192,9 @@ class AsyncEventStream(Generic[E]):
 
     job: AsyncJob
 
-    def __init__(self, client: AsyncClient, module: str, more: dict[str, object]) -> None:
+    def __init__(self, client: AsyncClient, make: Callable[[Inbox], Registration]) -> None:
         self._client = client
-        self._module = module
-        self._more = more
+        self._make = make
         self._changed = asyncio.Event()
         self._opened = False
         self._closed = False
@@ -198,7 +203,7 @@ class AsyncEventStream(Generic[E]):
     async def open(self) -> Self:
         """Register the job, if that is not done; raises AemError when refused."""
         if not self._opened:
-            self.job = await self._client._open_stream(self._module, self._inbox, self._more)
+            self.job = await self._client._open_stream(self._inbox, self._make)
             self._opened = True
         return self
 
@@ -239,13 +244,13 @@ class AsyncEventStream(Generic[E]):
         await self.job.operate(self._inbox.key(), operation, data)
 
     async def close(self) -> None:
-        """End the job. What waits is given up."""
+        """End the job, or let go of a durable one. What waits here is given up."""
         if self._closed or not self._opened:
             return
         self._closed = True
         if self._inbox.give_up() and self.job.state != "GONE":
             try:
-                await self.job.shutdown()
+                await (self.job.unbind() if self.job.durable else self.job.shutdown())
             except AemError:
                 return  # it is gone, or will be with the session
 
