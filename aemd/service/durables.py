@@ -120,12 +120,13 @@ class Durables:
         for job in list(self._jobs.values()):
             self._conductor.close_job(job, "the daemon ends")
         self.keep()
-        store, self._store = self._store, None
+        store = self._store
         if store is None:
             return
         whole = not any(job.durable and job.durable.unrecorded for job in self._jobs.values())
         if not store.close(whole=whole):
             log.get().error("not everything was kept", **{log.ERROR: store.trouble})
+        self._store = None  # while it closes it says what it has written
 
     def _note(self, store: Store, job: Job) -> None:
         durable = job.durable
