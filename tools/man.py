@@ -129,7 +129,7 @@ def render(page: Page, command: click.Command) -> str:
             for name, verb in verbs:
                 lines += verb_lines(name, verb, ctx)
         watch = command.commands["watch"]
-        lines += [".SH JOB OPTIONS", "watch, wait and on take these, too."]
+        lines += [".SH JOB OPTIONS", "watch, wait, on and create-job take these, too."]
         lines += option_lines([p for p in watch.params if p.name in JOB_OPTION_NAMES], ctx)
     lines += tail(page, command)
     return '.\\" Made by tools/man.py from the help texts; do not edit.\n' + "\n".join(lines) + "\n"

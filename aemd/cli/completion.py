@@ -190,12 +190,23 @@ def complete_modules(ctx: click.Context, _param: click.Parameter, incomplete: st
 
 
 def complete_jobs(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Items:
-    """Ids of jobs."""
+    """Ids of jobs, and names of durable ones."""
+    return _complete_jobs(ctx, incomplete, durable=False)
 
+
+def complete_durables(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Items:
+    """Names of durable jobs."""
+    return _complete_jobs(ctx, incomplete, durable=True)
+
+
+def _complete_jobs(ctx: click.Context, incomplete: str, *, durable: bool) -> Items:
     def question(client: aem.Client) -> list[tuple[str, str]]:
         pairs = []
         for job, _ in zip(client.list_jobs(), range(IDS_MAX), strict=False):
-            pairs.append((str(job.id), f"{job.module} {job.label}".strip()))
+            if not durable:
+                pairs.append((str(job.id), f"{job.module} {job.label}".strip()))
+            if job.durable_name:
+                pairs.append((job.durable_name, f"{job.module} {job.label}".strip()))
         return pairs
 
     return _items(_ask(ctx, question, []), incomplete)

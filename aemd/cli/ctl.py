@@ -15,7 +15,20 @@ import click
 from aemd.cli.completion import PROGRAM, VARIABLE
 from aemd.cli.failure import Exit, Failure, report
 from aemd.cli.verb import Settings, Verbs
-from aemd.cli.verbs import command, daemon, doctor, events, jobs, metrics, modules, policy, quota, top, units
+from aemd.cli.verbs import (
+    command,
+    daemon,
+    doctor,
+    durable,
+    events,
+    jobs,
+    metrics,
+    modules,
+    policy,
+    quota,
+    top,
+    units,
+)
 
 _EXAMPLES = (
     "aemctl watch timer every=200ms --count 3",
@@ -45,6 +58,7 @@ for _verbs in (
     events.VERBS,
     command.VERBS,
     jobs.VERBS,
+    durable.VERBS,
     modules.VERBS,
     policy.VERBS,
     top.VERBS,

@@ -8,7 +8,9 @@ values are the daemon's business, which has the one parser for them.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +61,64 @@ class ResourceId(click.ParamType[int]):
         if not text.isascii() or not text.isdigit():
             self.fail(f"{value!r} is not an id; write 17 or {self.collection}/17", param, ctx)
         return int(text)
+
+
+class JobName(click.ParamType["int | str"]):
+    """A job: its number, 17 or jobs/17, or the name of a durable one, backup or jobs/backup."""
+
+    name = "job"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Take a number or a name, with or without `jobs/` before it."""
+        if isinstance(value, int):
+            return value
+        text = value.removeprefix("jobs/")
+        if text.isascii() and text.isdigit():
+            return int(text)
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+            self.fail(
+                f"{value!r} is neither an id nor a name; write 17, jobs/17 or the name of a durable job",
+                param,
+                ctx,
+            )
+        return str(text)
+
+
+class Start(click.ParamType["str | datetime"]):
+    """Where to begin in a history: oldest, now, a cursor 1:17, a time, or how long ago."""
+
+    name = "start"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | datetime:
+        """Words and cursors stay text; a time without a zone is local, and a span is so long ago."""
+        if isinstance(value, datetime) or value in ("oldest", "now") or re.fullmatch(r"\d+:\d+", value):
+            return value  # type: ignore[no-any-return]
+        try:
+            return datetime.now().astimezone() - timedelta(microseconds=parse_duration(value) / 1_000)
+        except (ValueError, OverflowError):
+            pass  # then it is a date
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r}: write oldest, now, a cursor such as 1:17, a time such as 2026-01-31T09:00, or"
+                " 10min for so long ago",
+                param,
+                ctx,
+            )
+
+
+def parse_cursor(text: str) -> tuple[int, int]:
+    """EPOCH:SEQ as a cursor."""
+    if not re.fullmatch(r"\d{1,20}:\d{1,20}", text, re.ASCII):
+        raise Failure(
+            f"{text!r} is not a cursor",
+            exit_code=Exit.USAGE,
+            reason="NOT_A_CURSOR",
+            hint="cursors are EPOCH:SEQ, as `aemctl list-parked` shows them, for example 1:17",
+        )
+    epoch, _, seq = text.partition(":")
+    return int(epoch), int(seq)
 
 
 def split_parameters(words: Iterable[str]) -> dict[str, str | list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
@@ -23,7 +24,9 @@ ACKNOWLEDGEMENTS = ("cumulative", "explicit", "none")
 Decorated = Callable[..., Any]
 
 _JOB_OPTIONS = (
-    click.option("--label", metavar="TEXT", help="What the job is called in lists; default: the verb."),
+    click.option(
+        "--label", metavar="TEXT", help="What lists call the job; default: the verb, with create-job nothing."
+    ),
     click.option("--priority", type=click.IntRange(0, 7), metavar="N", help="0 to 7, 7 first; default 3."),
     click.option(
         "--queue-depth",
@@ -124,11 +127,12 @@ def is_gap(entry: aem.Event | aem.Gap) -> TypeGuard[aem.Gap]:
     return isinstance(entry, aem.Gap)
 
 
-def show(settings: Settings, entry: aem.Event | aem.Gap) -> None:
-    """Print an event or a gap."""
+def show(settings: Settings, entry: aem.Event | aem.Gap, *, cursor: bool = False) -> None:
+    """Print an event or a gap, for people behind the position in its job's history if that is wanted."""
     output, row = settings.output, entry.to_dict()
     line = gap_line if is_gap(entry) else event_line
-    output.event(row, lambda: line(output, row))
+    place = f"{entry.cursor} " if cursor else ""
+    output.event(row, lambda: place + line(output, row))
 
 
 def entries(halt: Halt, stream: aem.EventStream[Any]) -> Iterator[aem.Event | aem.Gap]:
@@ -181,22 +185,37 @@ def watch(
     One line for each event, or one JSON object with -o json. Lost events are shown too, as a GAP. Ends
     with the job, with --count, --timeout, or on Ctrl-C; the job is shut down then.
     """
-    seen = 0
     halt = Halt()
     with settings.client(reconnect=True) as client, halt.armed(timeout_ns, stdout=True):
         parameters = checked_parameters(client, module, words)
         chosen = job_options(**options)
         stream = client.events(module, label=label or "aemctl watch", options=chosen, params=parameters)
-        try:
-            for entry in entries(halt, stream):
-                show(settings, entry)
-                seen += not is_gap(entry)
-                if seen == count:
-                    return Exit.OK
-        except Halted as halted:
-            open_ended = halted.reason is Exit.TIMEOUT and count is None
-            return Exit.OK if open_ended else halted.reason
-    return _job_ended(stream.job, seen, None if options["one_shot"] else count)
+        tell = partial(show, settings)
+        return show_all(halt, stream, tell, count=count, ends=options["one_shot"])
+
+
+def show_all(
+    halt: Halt,
+    stream: aem.EventStream[Any],
+    tell: Callable[[aem.Event | aem.Gap], None],
+    *,
+    count: int | None,
+    ends: bool,
+) -> int:
+    """Tell what comes of a job, until `count` events have come; the exit code. `ends`: the job may end before
+    that.
+    """
+    seen = 0
+    try:
+        for entry in entries(halt, stream):
+            tell(entry)
+            seen += not is_gap(entry)
+            if seen == count:
+                return Exit.OK
+    except Halted as halted:
+        open_ended = halted.reason is Exit.TIMEOUT and count is None
+        return Exit.OK if open_ended else halted.reason
+    return _job_ended(stream.job, seen, None if ends else count)
 
 
 def _job_ended(job: aem.Job, seen: int, count: int | None) -> int:

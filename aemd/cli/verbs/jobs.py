@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from aemd.cli.completion import complete_jobs, complete_modules
 from aemd.cli.failure import Exit, report
 from aemd.cli.output import Column, Row
-from aemd.cli.parameters import SPAN, ResourceId
+from aemd.cli.parameters import SPAN, JobName
 from aemd.cli.plain import plain
 from aemd.cli.text import age_text, moment_text, safe, size_text, span_text
 from aemd.cli.verb import Settings, Verb, failure_of
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     import aem
     from aem.v1 import job_pb2
 
+T = TypeVar("T")
+
 SECTION = "Jobs"
 STATES = ("registered", "armed", "degraded", "closing")
-JOB_ID = ResourceId("jobs")
+JOB_ID = JobName()
 STAGES = ("kernel", "source", "job", "session")  # where events are lost; the only names
 
 COLUMNS = (
@@ -37,6 +39,7 @@ COLUMNS = (
     Column("UID", lambda job: job["uid"], right=True),
     Column("PID", lambda job: job["pid"], right=True),
     Column("AGE", lambda job: age_text(job["create_time_ns"]), right=True),
+    Column("NAME", lambda job: job["durable_name"] or "-"),
     Column("LABEL", lambda job: job["label"] or "-"),
     Column("PARAMETERS", lambda job: params_text(job["params"])),
 )
@@ -96,12 +99,13 @@ def list_jobs(settings: Settings, /, *, module: str | None, state: str | None) -
     section=SECTION,
     examples=(
         "aemctl show-job 17",
+        "aemctl show-job backup",
         "aemctl show-job 17 -o json | jq .stats.last_error",
     ),
 )
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
-def show_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
+def show_job(settings: Settings, /, *, ids: Sequence[int | str]) -> int:
     """Show everything about a job: parameters, options, what happened so far.
 
     With -o json: one object for one job, an array for several.
@@ -126,6 +130,7 @@ def job_facts(row: Row) -> list[tuple[str, str]]:
     reason = f" ({safe(row['reason'])})" if row["reason"] else ""
     facts = [
         ("job", f"{row['id']}"),
+        ("name", _durable_text(row)),
         ("label", safe(row["label"])),
         ("module", row["module"]),
         ("state", f"{row['state']}{reason}"),
@@ -151,6 +156,15 @@ def job_facts(row: Row) -> list[tuple[str, str]]:
         facts.append(("", f"at {moment_text(stats['last_error_time_ns'])}"))
     facts += [(safe(name.replace("_", " ")), safe(text)) for name, text in row["details"].items()]
     return [(name, text) for name, text in facts if text]
+
+
+def _durable_text(row: Row) -> str:
+    """The name of a durable job, what is kept of it, and how many read it."""
+    keep = row["keep"]
+    if not row["durable_name"] or keep is None:
+        return row["durable_name"] or ""
+    kept = f"{keep['entries']} entries, {size_text(keep['bytes'])}, {span_text(keep['age_ns'])}"
+    return f"{row['durable_name']}: keeps {kept}; from {_cursor(row['oldest'])} on; {row['readers']} bound"
 
 
 def _counts(stats: Row, *names: str) -> str:
@@ -182,7 +196,7 @@ def _options_text(options: Row) -> str:
     return ", ".join(parts)
 
 
-def for_each(settings: Settings, client: aem.Client, ids: Iterable[int], act: Callable[[int], object]) -> int:
+def for_each(settings: Settings, client: aem.Client, ids: Iterable[T], act: Callable[[T], object]) -> int:
     """Act on each id and go on after a refusal; the first refusal decides the exit code."""
     import aem
 
@@ -199,11 +213,13 @@ def for_each(settings: Settings, client: aem.Client, ids: Iterable[int], act: Ca
     return code
 
 
-def _change(settings: Settings, ids: Sequence[int], act: Callable[[aem.Client, int], job_pb2.Job]) -> int:
+def _change(
+    settings: Settings, ids: Sequence[int | str], act: Callable[[aem.Client, int | str], job_pb2.Job]
+) -> int:
     output = settings.output
     with settings.client() as client:
 
-        def change(one: int) -> None:
+        def change(one: int | str) -> None:
             row = job_row(act(client, one))
             output.event(row, lambda: f"job {row['id']} {output.state(row['state'])}")
 
@@ -215,7 +231,7 @@ def _change(settings: Settings, ids: Sequence[int], act: Callable[[aem.Client, i
 )
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
-def start_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
+def start_job(settings: Settings, /, *, ids: Sequence[int | str]) -> int:
     """Arm jobs: from now on they fire."""
     return _change(settings, ids, lambda client, one: client.start_job(one))
 
@@ -223,7 +239,7 @@ def start_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
 @click.command("stop-job", cls=Verb, section=SECTION, examples=("aemctl stop-job 17",))
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
-def stop_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
+def stop_job(settings: Settings, /, *, ids: Sequence[int | str]) -> int:
     """Disarm jobs: they fire no more until started; what is queued is still delivered."""
     return _change(settings, ids, lambda client, one: client.stop_job(one))
 
@@ -232,7 +248,7 @@ def stop_job(settings: Settings, /, *, ids: Sequence[int]) -> int:
 @click.argument("one", metavar="JOB", type=JOB_ID, shell_complete=complete_jobs)
 @click.argument("priority", metavar="PRIORITY", type=click.IntRange(0, 7))
 @click.pass_obj
-def set_priority(settings: Settings, /, *, one: int, priority: int) -> int:
+def set_priority(settings: Settings, /, *, one: int | str, priority: int) -> int:
     """Set the priority of a job: 0 to 7, 7 is served first."""
     output = settings.output
     with settings.client() as client:
@@ -259,8 +275,8 @@ def set_priority(settings: Settings, /, *, one: int, priority: int) -> int:
     help="How long a handler that runs now may take; default 5s, at most 10min.",
 )
 @click.pass_obj
-def shutdown_job(settings: Settings, /, *, ids: Sequence[int], deadline_ns: int | None) -> int:
-    """End jobs, each after the handler that runs now."""
+def shutdown_job(settings: Settings, /, *, ids: Sequence[int | str], deadline_ns: int | None) -> int:
+    """End jobs, each after the handler that runs now; of a durable job the history is given up."""
     deadline = None if deadline_ns is None else deadline_ns / 1e9
     return _change(settings, ids, lambda client, one: client.shutdown_job(one, deadline=deadline))
 

@@ -43,7 +43,7 @@ def test_usage_errors_name_the_way_out(capsys: pytest.CaptureFixture[str]) -> No
     )
     assert run(["wtach", "timer"]) == Exit.USAGE
     assert run(["set-priority", "17", "9"]) == Exit.USAGE
-    assert run(["show-job", "seventeen"]) == Exit.USAGE
+    assert run(["show-job", "sessions/17"]) == Exit.USAGE
     assert run(["on", "timer", "every=1s"]) == Exit.USAGE
     assert run(["raise", "deploy", "x", "--lines"]) == Exit.USAGE
 

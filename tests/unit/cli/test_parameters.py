@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import click
 import pytest
 from aem.v1 import module_pb2
@@ -8,9 +10,12 @@ from aemd.cli.failure import Exit, Failure
 from aemd.cli.parameters import (
     SIZE,
     SPAN,
+    JobName,
     ResourceId,
+    Start,
     check_parameters,
     nearest,
+    parse_cursor,
     split_parameters,
     unknown_module,
 )
@@ -79,6 +84,44 @@ def test_quantities() -> None:
     for wrong in ("soon", "10 parsecs", ""):
         with pytest.raises(click.BadParameter):
             SPAN.convert(wrong, None, None)
+
+
+def test_jobs_have_numbers_or_names() -> None:
+    kind = JobName()
+    assert [kind.convert(text, None, None) for text in ("17", "jobs/17", "backup", "jobs/a-b.c_1")] == [
+        17,
+        17,
+        "backup",
+        "a-b.c_1",
+    ]
+    for wrong in ("sessions/17", "", "jobs/", "a b", "x" * 65, "١٧", "ä"):
+        with pytest.raises(click.BadParameter):
+            kind.convert(wrong, None, None)
+
+
+def test_a_history_begins_at_a_word_a_cursor_a_time_or_so_long_ago() -> None:
+    kind = Start()
+    assert [kind.convert(text, None, None) for text in ("oldest", "now", "2:17")] == ["oldest", "now", "2:17"]
+    moment = kind.convert("2026-01-31T09:00+01:00", None, None)
+    assert isinstance(moment, datetime)
+    assert moment.timestamp() == 1_769_846_400
+    local = kind.convert("2026-01-31 09:00", None, None)
+    assert isinstance(local, datetime)
+    assert local.tzinfo is not None
+    ago = kind.convert("1h", None, None)
+    assert isinstance(ago, datetime)
+    assert abs((datetime.now(UTC) - ago).total_seconds() - 3_600) < 60
+    for wrong in ("yesterday", "1:", "", "99999999999h"):
+        with pytest.raises(click.BadParameter, match="write oldest"):
+            kind.convert(wrong, None, None)
+
+
+def test_a_cursor_is_two_numbers() -> None:
+    assert parse_cursor("1:17") == (1, 17)
+    for wrong in ("1", "1:", "a:1", "1:1:1"):
+        with pytest.raises(Failure) as failed:
+            parse_cursor(wrong)
+        assert failed.value.exit_code == Exit.USAGE
 
 
 def test_ids_with_and_without_their_collection() -> None:
