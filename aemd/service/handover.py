@@ -28,7 +28,7 @@ from aemd.service.conductor import Conductor
 from aemd.service.durables import Durables
 from aemd.v1 import job_pb2
 
-VERSION = 1
+VERSION = 2
 FILE = "handover"
 FILE_BYTES_MAX = 4 << 30  # what queues may hold, and some
 BOOT_ID = "/proc/sys/kernel/random/boot_id"

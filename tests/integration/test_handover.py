@@ -252,3 +252,28 @@ def test_connections_end_with_the_daemon_and_that_is_told(daemon, client):
         ((_, _, again),) = session.events()
         assert again.type == "accepted"
         assert again.key != accepted.key
+
+
+def test_a_connection_that_closes_while_the_daemon_ends_is_told_by_the_next(daemon, client):
+    session = client.session()
+    binding = session.register("socket", listen="tcp:127.0.0.1:0", credit=LOTS).binding
+    ((_, _, listening),) = session.events()
+    with socket.create_connection(("127.0.0.1", listening.socket.local.port)) as peer:
+        ((_, last, accepted),) = session.events()
+        daemon.process.terminate()
+        session.skip_to("drain")
+        for seq in (last - 1, last):
+            cursor = job_pb2.Cursor(epoch=1, seq=seq)
+            reply = session_pb2.Operation(name="close") if seq == last else None
+            session.send(complete=session_pb2.Complete(binding=binding, cursor=cursor, reply=reply))
+        assert peer.recv(1) == b""
+    assert daemon.process.wait(20) == 0
+    client = restart(daemon)
+    session, _ = come_back(client, session, **{f"b{binding}": last})
+    session.send(grant=session_pb2.Grant(binding=binding, credit=LOTS))
+    told = []
+    while len(told) < 2:
+        told += [event for _, _, event in session.events()]
+    assert [event.type for event in told] == ["listening", "closed"]
+    assert told[1].key == accepted.key
+    assert told[1].socket.reason not in ("", "restart")

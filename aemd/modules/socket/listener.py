@@ -44,6 +44,7 @@ from aemd.v1 import socket_pb2
 
 ACCEPTS_PER_TURN = 64
 STALL_RETRY_NS = 100 * MS
+KEYS_AT = 6  # in a memento, behind the port and how many bytes of keys there are
 SOMAXCONN = 4_096  # net.core.somaxconn, its default: the longest backlog
 
 
@@ -210,14 +211,23 @@ class Listener:
     # -- the next daemon
 
     def memento(self) -> bytes:
-        """Its port, and the keys of the connections that end with this daemon."""
+        """Its port, the keys of the connections that end with it, and the "closed" events that wait."""
         port = self._local().port
-        return b"".join((port.to_bytes(2, "big"), *self.connections))
+        keys = b"".join(self.connections)
+        held = (part for key, event in self._held for part in (key, len(event).to_bytes(4, "big"), event))
+        return b"".join((port.to_bytes(2, "big"), len(keys).to_bytes(4, "big"), keys, *held))
 
     def resume_from(self, memento: bytes) -> None:
-        """Tell of the connections that ended with the daemon before."""
-        for start in range(2, len(memento), 8):
-            key = memento[start : start + 8]
+        """Tell of the connections that ended before the last daemon, and of those that ended with it."""
+        at = KEYS_AT + int.from_bytes(memento[2:KEYS_AT], "big")
+        keys = memento[KEYS_AT:at]
+        while at < len(memento):
+            key, size = memento[at : at + 8], int.from_bytes(memento[at + 8 : at + 12], "big")
+            at += 12
+            self._fire_held(key, memento[at : at + size])
+            at += size
+        for start in range(0, len(keys), 8):
+            key = keys[start : start + 8]
             payload = socket_pb2.SocketEvent(connection=int.from_bytes(key, "big"), reason="restart")
             self._fire_held(key, self.clock.event("closed", key, payload))
 
