@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aemd.service.sessions import Sessions
 
 FRAMES_PER_TURN = 1_024  # 10 to 30 ms of work; then everybody else has a turn
+SAID_ALL = session_pb2.ServerFrame(drain=session_pb2.Drain(said_all=True)).SerializeToString()
 GOODBYE_NS = 5_000_000_000  # how long a client that half-closed may take to read what is ready
 
 
@@ -239,10 +240,16 @@ class SessionStream:
         self._sessions.finished(self, error.message)
 
     def leave(self, error: AemError) -> None:
-        """End the stream, with what is ready; the session is handed over to another daemon."""
-        if not self._ended:
-            self._send_ready()
-            self.detach(error)
+        """End the stream, with what is ready; the session is handed over to another daemon.
+
+        If there was room for every answer the client is told that there are no more.
+        """
+        if self._ended:
+            return
+        self._send_ready()
+        if self.session is not None and not self.session.control:
+            self.stream.send(SAID_ALL)
+        self.detach(error)
 
     def detach(self, error: AemError) -> None:
         """End the stream only; its session has ended already, or goes on elsewhere."""

@@ -180,6 +180,7 @@ def test_what_is_raised_while_the_daemon_ends_is_refused_and_not_lost(daemon, cl
     session.skip_to("drain")
     answer = session.ask(**{"raise": session_pb2.Raise(channel="work", payloads=[b"late"])})
     assert answer.result.status.code == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert session.skip_to("drain").said_all
     assert session.end()[0] is grpc.StatusCode.UNAVAILABLE
     assert daemon.process.wait(20) == 0
 

@@ -92,8 +92,7 @@ class AsyncLink:
             call = cast(Call, method())
             writer = asyncio.create_task(self._write(call), name="aem-session-writer")
             try:
-                while (frame := await call.read()) is not grpc.aio.EOF:
-                    assert isinstance(frame, session_pb2.ServerFrame)
+                async for frame in call:  # unlike read() to the last one, also when a write has failed
                     self.session.receive(frame)
                     if not welcomed:
                         welcomed = True

@@ -50,6 +50,7 @@ FINAL = (
     Code.FAILED_PRECONDITION,
     Code.ABORTED,
 )
+DRAINING = "DRAINING"  # refused because the daemon ends
 STALE = (Code.NOT_FOUND, Code.FAILED_PRECONDITION)  # an answer that came too late is nothing to worry about
 
 
@@ -143,7 +144,7 @@ class Session(Commands):
     def _welcome(self, welcome: session_pb2.Welcome) -> None:
         known = self._token != b"" and welcome.resumed
         self.connected = True
-        self.draining = False
+        self.draining = self._said_all = False
         self.id = welcome.session
         self._token = welcome.resume_token
         if welcome.limits.message_bytes:
@@ -258,8 +259,11 @@ class Session(Commands):
             case "welcome":
                 self._welcome(frame.welcome)
             case "drain":
-                self.draining = True
-                log.info("the daemon is about to end the session: %s", frame.drain.reason)
+                if frame.drain.said_all:
+                    self._said_all = True
+                else:
+                    self.draining = True
+                    log.info("the daemon is about to end the session: %s", frame.drain.reason)
             case "progress":
                 binding = self._bindings.get(frame.progress.binding)
                 if binding is not None:
@@ -337,6 +341,10 @@ class Session(Commands):
 
     def _result(self, number: int, result: session_pb2.Result) -> None:
         error = from_status(result.status) if result.status.code else None
+        request = self._requests.get(number)
+        if request is not None and error is not None and error.reason == DRAINING:
+            request.sent = False  # the next daemon is asked
+            return
         if not self._settle(number, error) and error is not None:
             _refused(error)
 

@@ -82,6 +82,7 @@ class Requests:
         output: Callable[[], None],
     ) -> None:
         self.connected = False
+        self._said_all = False  # the daemon has ended this stream in order, and answered what it had done
         self.failure: AemError | None = None  # why the session ended for good
         self.limits = session_pb2.Limits(message_bytes=MESSAGE_BYTES)
         self._lock = lock
@@ -157,13 +158,15 @@ class Requests:
         return True
 
     def _drop_stream(self) -> None:
-        """The stream is lost: nothing is on its way, and what cannot be asked twice has failed."""
+        """The stream is lost: nothing is on its way, and what cannot be asked twice has failed; unless the
+        daemon had said all: what has no answer then was not done, and is asked again like anything else.
+        """
         self.connected = False
         self._out.clear()
         for number, request in list(self._requests.items()):
             if request.internal:
                 del self._requests[number]
-            elif request.sent and not request.repeatable:
+            elif request.sent and not request.repeatable and not self._said_all:
                 self._settle(
                     number, lost("the connection broke before the answer came; it may be done or not")
                 )

@@ -525,3 +525,37 @@ def test_progress_begins_anew_with_a_job_that_is_registered_again():
     (frame,) = (frame for frame in bench.out() if frame.HasField("register"))
     bench.registered(frame.request_id)
     assert bench.registration.job.progress == Progress()
+
+
+def test_what_a_daemon_did_not_answer_before_it_ended_in_order_is_asked_again():
+    bench = Bench()
+    bench.register()
+    raised = bench.session.raise_events("c", [b"x"], None)
+    bench.out()
+    bench.session.receive(SERVER(drain=session_pb2.Drain(said_all=True)))
+    bench.session.lost(LOST)
+    assert not raised.done()
+    bench.welcome(resumed=True, bindings=[1])
+    (again,) = [frame for frame in bench.out() if frame.WhichOneof("frame") == "raise"]
+    bench.session.lost(LOST)  # this one had not said all
+    with pytest.raises(ConnectionLost, match="may be done or not"):
+        raised.result(0)
+    assert getattr(again, "raise").payloads == [b"x"]
+
+
+def test_what_a_daemon_that_ends_has_refused_is_asked_of_the_next():
+    bench = Bench()
+    bench.register()
+    raised = bench.session.raise_events("c", [b"x"], None)
+    (frame,) = bench.out()
+    info = status_pb2.ErrorInfo(reason="DRAINING")
+    status = status_pb2.Status(code=14, message="the daemon ends")
+    detail = status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo")
+    detail.value = info.SerializeToString()
+    bench.session.receive(SERVER(request_id=frame.request_id, result=session_pb2.Result(status=status)))
+    bench.session.lost(LOST)
+    bench.welcome(resumed=True, bindings=[1])
+    again = bench.out()[-1]
+    assert again.WhichOneof("frame") == "raise"
+    bench.session.receive(SERVER(request_id=again.request_id, result=session_pb2.Result()))
+    raised.result(0)

@@ -1525,19 +1525,25 @@ class Drain(_message.Message):
 
     DEADLINE_NS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    SAID_ALL_FIELD_NUMBER: _builtins.int
     deadline_ns: _builtins.int
     """How long the client still has, nanoseconds."""
     reason: _builtins.str
     """Why."""
+    said_all: _builtins.bool
+    """The last frame of a stream that ends in order: there are no more answers. A request that has none now was
+    not carried out, and may be made again.
+    """
     def __init__(
         self,
         *,
         deadline_ns: _builtins.int = ...,
         reason: _builtins.str = ...,
+        said_all: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ns", b"deadline_ns", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ns", b"deadline_ns", "reason", b"reason", "said_all", b"said_all"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
