@@ -1,0 +1,110 @@
+"""Restarts and deaths of the daemon under the load of fifty clients, which do nothing for it."""
+
+import json
+
+from tests.system.box import PATIENCE
+
+SOCKET = "/run/aemd/aemd.sock"
+PROGRAMS, MEMBERS = 2, 25
+PERIOD_NS = 100_000_000
+RESTARTS = 10
+KILLS = 3
+
+
+class Crowd:
+    """Fifty clients, in two programs; see crowd.py."""
+
+    def __init__(self, program):
+        self._programs = [
+            program("crowd.py", f"unix:{SOCKET}", str(MEMBERS), str(number)) for number in range(PROGRAMS)
+        ]
+
+    def is_there(self):
+        """Wait until every client is connected and gets events: how often they came back so far."""
+        for each in self._programs:
+            each.stdin.write("\n")
+            each.stdin.flush()
+        told = [json.loads(each.stdout.readline()) for each in self._programs]
+        return {name: sum(each[name] for each in told) for name in ("resumed", "anew")}
+
+    def end(self):
+        """How often they came back, and what each has seen."""
+        told = [json.loads(each.communicate(timeout=PATIENCE)[0]) for each in self._programs]
+        members = [member for each in told for member in each["members"]]
+        assert len(members) == PROGRAMS * MEMBERS
+        return sum(each["resumed"] for each in told), sum(each["anew"] for each in told), members
+
+
+def gaps(member):
+    """Of all its jobs."""
+    return [gap for ledger in member["ledgers"].values() for gap in ledger["gaps"]]
+
+
+def faults(member):
+    """Numbers that are missing or came twice, and connections that do not fit together."""
+    found = [fault for ledger in member["ledgers"].values() for fault in ledger["faults"]]
+    return found + member["strange"]
+
+
+def test_ten_restarts_under_load_lose_nothing(aemd, program):
+    storm = program("storm.py", SOCKET, "2")
+    crowd = Crowd(program)
+    crowd.is_there()
+    pids = {aemd.pid}
+    for number in range(RESTARTS):
+        aemd.box.run("systemctl", "reset-failed", "aemd.service")  # ten in ten seconds are its limit
+        aemd.box.run("systemctl", "restart", "aemd.service")
+        pids.add(aemd.pid)
+        back = crowd.is_there()
+        assert back == {"resumed": (number + 1) * PROGRAMS * MEMBERS, "anew": 0}
+    _, _, members = crowd.end()
+    stormed = json.loads(storm.communicate(timeout=PATIENCE)[0])
+    assert len(pids) == RESTARTS + 1
+    assert stormed["failed"] == {}
+    assert stormed["answered"] > 100
+    for member in members:
+        assert len(member["jobs"]) == 1  # the same ones all the time
+        assert gaps(member) == []
+        assert faults(member) == []
+        assert member["unknown"] == {}
+        assert member["seen"] == list(range(member["raised"]))
+        (before, first_ns), (after, last_ns) = member["expired"]
+        assert last_ns - first_ns == (after - before) * PERIOD_NS
+        assert member["open"] == 0
+        assert member["closed"]["restart"] >= RESTARTS  # the guest who stays, each time
+        assert set(member["guests"]) <= {"", "cut", "refused"}
+        assert member["guests"][""] > RESTARTS
+
+
+def holes(member):
+    """Numbers that were raised, are not known to be unread, and were not seen though none was lost."""
+    ledger = member["ledgers"]["user"]
+    unknown = {int(number) for number in member["unknown"]}
+    lost_before = {gap["events"] for gap in ledger["gaps"]}  # so many had been seen when a gap came
+    found, wanted = [], 0
+    for place, number in enumerate(member["seen"]):
+        if place not in lost_before and set(range(wanted, number)) - unknown:
+            found.append((wanted, number))
+        wanted = number + 1
+    return found
+
+
+def test_a_daemon_that_is_killed_loses_nothing_unreported(aemd, program):
+    crowd = Crowd(program)
+    crowd.is_there()
+    for number in range(KILLS):
+        pid = aemd.pid
+        aemd.box.run("kill", "-KILL", str(pid))
+        aemd.box.until(lambda: aemd.restarts == number + 1 and aemd.state == "active", "a restart")  # noqa: B023
+        back = crowd.is_there()
+        assert back == {"resumed": 0, "anew": (number + 1) * PROGRAMS * MEMBERS}
+    _, _, members = crowd.end()
+    for member in members:
+        assert len(member["jobs"]) == KILLS + 1
+        assert faults(member) == []
+        for ledger in member["ledgers"].values():
+            told = [(gap["cause"], gap["stage"], gap["count"]) for gap in ledger["gaps"]]
+            assert told == [("restart", "source", 0)] * KILLS
+        assert member["seen"] == sorted(set(member["seen"]))  # in order, and none twice
+        assert holes(member) == []
+        assert member["open"] == 0
