@@ -28,7 +28,10 @@ ENVIRONMENT = (
     ("XDG_RUNTIME_DIR", "Below it is the socket of the user's own daemon, aemd/aemd.sock."),
 )
 FILES = (
-    ("/etc/aemd/aemd.toml, /etc/aemd/policy.d/*.toml", "The configuration, aemd.toml(5)."),
+    (
+        "/etc/aemd/aemd.toml, /etc/aemd/policy.d/*.toml, /etc/aemd/jobs.d/*.toml",
+        "The configuration, aemd.toml(5).",
+    ),
     ("/run/aemd/aemd.sock", "The socket of the system's daemon."),
     ("$XDG_RUNTIME_DIR/aemd/aemd.sock", "The socket of a user's own daemon (aemd --user)."),
 )

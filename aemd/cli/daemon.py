@@ -64,7 +64,8 @@ Signals:
 @click.option(
     "--config-dir",
     metavar="DIR",
-    help="Read aemd.toml and policy.d/*.toml from here.  [default: /etc/aemd, or ~/.config/aemd]",
+    help="Read aemd.toml, policy.d/*.toml and jobs.d/*.toml from here.  "
+    "[default: /etc/aemd, or ~/.config/aemd]",
 )
 @click.option(
     "--log-level",

@@ -1,10 +1,11 @@
-"""The configuration: what `aemd.toml` and `policy.d/*.toml` of a folder say, as the daemon works with it.
+"""The configuration: what `aemd.toml`, `policy.d/*.toml` and `jobs.d/*.toml` of a folder say, as the daemon
+works with it.
 
 A configuration with anything wrong in it is not used at all: half of a policy is another policy. Every error
 names file, line and key, the value and what would be possible, and all of them are told at once.
 
     sources = read(folder, uid=0)          the files, parsed (files.py)
-    configuration = interpret(sources)     what they say (tables.py)
+    configuration = interpret(sources)     what they say (tables.py, jobfiles.py)
 
 `interpret` is given the descriptions of the event modules, where they are known: only then can it say that a
 parameter does not exist. docs/policy.md has every key.
@@ -19,6 +20,7 @@ from aemd.core.limits import Limits
 from aemd.core.policy import Policy
 from aemd.modules.contract import Description
 from aemd.service.files import ConfigurationError, Problem, Source
+from aemd.service.jobfiles import FileJob, JobFiles
 from aemd.service.tables import Tables
 
 
@@ -33,6 +35,7 @@ class Configuration:
     log_level: str = ""
     policy: Policy = field(default_factory=Policy)
     warnings: tuple[Problem, ...] = ()
+    jobs: tuple[FileJob, ...] = ()
 
 
 def interpret(sources: Sequence[Source], modules: Mapping[str, Description] | None = None) -> Configuration:
@@ -42,13 +45,19 @@ def interpret(sources: Sequence[Source], modules: Mapping[str, Description] | No
     """
     tables = Tables(modules)
     for source in sources:
-        tables.take(source)
-    if tables.problems:
-        raise ConfigurationError(tables.problems)
+        if not source.jobs:
+            tables.take(source)
+    jobs = JobFiles(modules, tables.limits)
+    for source in sources:
+        if source.jobs:
+            jobs.take(source)
+    if tables.problems or jobs.problems:
+        raise ConfigurationError([*tables.problems, *jobs.problems])
     return Configuration(
         files=tuple(source.file for source in sources),
         limits=tables.limits,
         log_level=tables.level,
         policy=Policy(tables.rules, tables.quotas),
-        warnings=tuple(tables.warnings),
+        warnings=(*tables.warnings, *jobs.warnings),
+        jobs=tuple(jobs.jobs),
     )

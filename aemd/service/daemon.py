@@ -51,6 +51,7 @@ from aemd.service.pace import Shares
 from aemd.service.registry import Registry
 from aemd.service.reload import Reload, read_sources, told
 from aemd.service.sessions import Sessions
+from aemd.service.standing import StandingJobs
 from aemd.service.unary import UnaryCall, Unimplemented
 from aemd.service.watchdog import Watchdog
 from aemd.sources.reactor import Timer
@@ -130,7 +131,6 @@ class Daemon:
             authority=self.authority,
             openings=openings,
         )
-        self.reload = Reload(config, limits, self.conductor)
         self.loop.after_wake(self._begin_turn)
         self.loop.before_sleep(self._end_turn)  # before the link's hook, which flushes what this one sends
         self.peers = Peers(
@@ -152,6 +152,7 @@ class Daemon:
         self.durables = Durables(
             self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(os.geteuid())
         )
+        self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
         self.handover = Handover(self.conductor, self.durables, config.state_dir)
         self.methods = {
@@ -175,6 +176,7 @@ class Daemon:
             raise StartError(told(error)) from None
         self.durables.begin()
         self.handover.take_up(self.sessions.hold_absent)
+        self.reload.begin_jobs()  # behind what was there before
 
     def run(self) -> None:
         """Serve until a signal, and end in order."""

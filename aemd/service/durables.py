@@ -194,12 +194,15 @@ class Durables:
         principal: Principal,
         request: job_pb2.CreateJobRequest,
         answer: Callable[[Job | AemError], None],
+        *,
+        origin: str = "",
     ) -> Job | None:
         """A durable job for `principal`, or the one that is there if it is the same. AemError leaves nothing
         behind. None: something must be done as the caller first; then `answer` is told what became of it.
+        `origin`: the file that says so.
         """
         store = self._need_store()
-        _check_name(request.name)
+        check_name(request.name)
         keep = _checked_keep(request.keep)
         owner = principal.owner
         if owner.user_namespace or owner.pid_namespace:
@@ -230,6 +233,7 @@ class Durables:
         )
         job.ruling = meant.ruling
         definition = _define(principal, request)
+        definition.origin = origin
 
         def opened(made: Job | AemError) -> None:
             self._making.discard((owner, request.name))
@@ -322,6 +326,10 @@ class Durables:
                 job.resumed = Resumed(row.start_ns, store.newest.get(row.id, b""))
             self._conductor.reopen_job(job, start=bool(row.start_ns))
 
+    def of_files(self) -> list[tuple[Job, job_pb2.JobDefinition]]:
+        """Those that a file says, and how they were made."""
+        return [(job, made) for job, made in self._definitions.items() if made.origin]
+
     # -- finding and reading
 
     def job(self, number: int) -> Job | None:
@@ -333,7 +341,7 @@ class Durables:
 
         AemError NOT_FOUND, or INVALID_ARGUMENT for what is no name.
         """
-        _check_name(name)
+        check_name(name)
         job = self._names.get((principal.owner, name))
         if job is None and principal.administrator:
             named = [job for (_, known), job in self._names.items() if known == name]
@@ -399,7 +407,8 @@ def _in_memory(job: Job, real_ns: int) -> Cursor:
     return Cursor(job.epoch, job.binding.head)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise AemError if no durable job can have this name."""
     if len(name) > NAME_CHARS_MAX or not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", name):
         raise invalid(
             "name",

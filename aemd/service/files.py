@@ -19,6 +19,7 @@ from aemd.service.locator import Path, lines_of
 
 MAIN = "aemd.toml"
 FOLDER = "policy.d"
+JOBS = "jobs.d"
 FILE_BYTES_MAX = 1024 * 1024  # some 10,000 rules
 FILES_MAX = 1_024
 PROBLEMS_MAX = 1_000  # that are told of one configuration
@@ -50,12 +51,15 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file: its parsed content, and where each part of it stands. `main`: it is aemd.toml."""
+    """One file: its parsed content, and where each part of it stands. `main`: it is aemd.toml. `jobs`: it is
+    one of jobs.d.
+    """
 
     file: str
     content: Mapping[str, object]
     lines: Mapping[Path, int]
     main: bool
+    jobs: bool = False
 
     def line(self, path: Path) -> int:
         """The line of `path`, or of what it is in."""
@@ -88,10 +92,10 @@ def read(folder: str, *, uid: int | None) -> list[Source]:
     """
     problems: list[Problem] = []
     sources = []
-    for path, main in _files(folder, uid, problems):
+    for path in _files(folder, uid, problems):
         text = _text(path, uid, problems)
         if text is not None:
-            source = _parsed(path, text, main, problems)
+            source = _parsed(path, text, path == os.path.join(folder, MAIN), problems, jobs=_is_job(path))
             if source is not None:
                 sources.append(source)
     if problems:
@@ -100,45 +104,55 @@ def read(folder: str, *, uid: int | None) -> list[Source]:
 
 
 def read_file(path: str) -> Source:
-    """One file, whoever wrote it; what it may hold goes by its name."""
+    """One file, whoever wrote it; what it may hold goes by its name and that of its folder."""
     problems: list[Problem] = []
     text = _text(path, None, problems)
-    source = None if text is None else _parsed(path, text, os.path.basename(path) == MAIN, problems)
+    main = os.path.basename(path) == MAIN
+    source = None if text is None else _parsed(path, text, main, problems, jobs=_is_job(path))
     if source is None:
         raise ConfigurationError(problems)
     return source
 
 
-def parse(file: str, text: str, *, main: bool) -> Source:
+def _is_job(path: str) -> bool:
+    return os.path.basename(os.path.dirname(os.path.abspath(path))) == JOBS
+
+
+def parse(file: str, text: str, *, main: bool, jobs: bool = False) -> Source:
     """One file of this name and content; ConfigurationError if it is no TOML."""
     problems: list[Problem] = []
-    source = _parsed(file, text, main, problems)
+    source = _parsed(file, text, main, problems, jobs=jobs)
     if source is None:
         raise ConfigurationError(problems)
     return source
 
 
-def _files(folder: str, uid: int | None, problems: list[Problem]) -> Iterator[tuple[str, bool]]:
-    """The files that are there, and whether each is the main one."""
+def _files(folder: str, uid: int | None, problems: list[Problem]) -> Iterator[str]:
+    """The files that are there."""
     if not _trusted_folder(folder, uid, problems):
         return
     main = os.path.join(folder, MAIN)
     if os.path.lexists(main):
-        yield main, True
-    rules = os.path.join(folder, FOLDER)
-    if not _trusted_folder(rules, uid, problems):
+        yield main
+    for part in (FOLDER, JOBS):
+        yield from _files_of(os.path.join(folder, part), uid, problems)
+
+
+def _files_of(folder: str, uid: int | None, problems: list[Problem]) -> Iterator[str]:
+    """Those of policy.d or jobs.d, in the order of their names."""
+    if not _trusted_folder(folder, uid, problems):
         return
     try:
-        names = sorted(os.listdir(rules))
+        names = sorted(os.listdir(folder))
     except OSError as error:
-        problems.append(Problem(rules, 0, "", f"cannot be read: {error.strerror}"))
+        problems.append(Problem(folder, 0, "", f"cannot be read: {error.strerror}"))
         return
     names = [name for name in names if name.endswith(".toml") and not name.startswith(".")]
     if len(names) > FILES_MAX:
-        problems.append(Problem(rules, 0, "", f"{len(names)} files; at most {FILES_MAX} are read"))
+        problems.append(Problem(folder, 0, "", f"{len(names)} files; at most {FILES_MAX} are read"))
         return
     for name in names:
-        yield os.path.join(rules, name), False
+        yield os.path.join(folder, name)
 
 
 def _trusted_folder(folder: str, uid: int | None, problems: list[Problem]) -> bool:
@@ -197,7 +211,9 @@ def _text(path: str, uid: int | None, problems: list[Problem]) -> str | None:
         return None
 
 
-def _parsed(file: str, text: str, main: bool, problems: list[Problem]) -> Source | None:
+def _parsed(
+    file: str, text: str, main: bool, problems: list[Problem], *, jobs: bool = False
+) -> Source | None:
     try:
         content = tomllib.loads(text)
     except RecursionError:
@@ -205,7 +221,7 @@ def _parsed(file: str, text: str, main: bool, problems: list[Problem]) -> Source
     except ValueError as error:  # TOMLDecodeError is one, and so are numbers with thousands of digits
         problems.append(_syntax(file, text, str(error)))
     else:
-        return Source(file, content, lines_of(text), main)
+        return Source(file, content, lines_of(text), main, jobs)
     return None
 
 

@@ -2,8 +2,8 @@
 
 Everything is read and checked before anything is changed: a configuration with an error leaves all as it was,
 and the error stands in `aemctl status` until one without is read. No session is dropped. Jobs that the new
-policy does not allow are shut down with that reason; limits and quotas hold for what comes, and take nothing
-away from who has more already.
+policy does not allow are shut down with that reason, and the durable jobs of files become what the files say;
+limits and quotas hold for what comes, and take nothing away from who has more already.
 
 At the start there is nothing to keep, so a daemon with a broken configuration does not start.
 """
@@ -21,6 +21,7 @@ from aemd.service.conductor import Conductor
 from aemd.service.config import Config
 from aemd.service.configuration import Configuration, interpret
 from aemd.service.files import ConfigurationError, Source, read
+from aemd.service.standing import StandingJobs
 from aemd.v1 import admin_pb2
 
 SHOWN_PROBLEMS_MAX = 8  # in one message; `aemctl policy check` shows all
@@ -41,7 +42,8 @@ def told(error: ConfigurationError) -> str:
 class Reload:
     """What is in force, and what became of the last attempt to change it."""
 
-    def __init__(self, config: Config, limits: Limits, conductor: Conductor) -> None:
+    def __init__(self, config: Config, limits: Limits, conductor: Conductor, standing: StandingJobs) -> None:
+        self._standing = standing
         self._config = config
         self._limits = limits
         self._conductor = conductor
@@ -54,6 +56,10 @@ class Reload:
     def begin(self) -> None:
         """The modules are loaded: the policy of the start holds. ConfigurationError."""
         self._install(interpret(read_sources(self._config), self._modules()))
+
+    def begin_jobs(self) -> None:
+        """The durable jobs are there: let there be those of the files, too."""
+        self._standing.apply(self._configuration.jobs)
 
     def reload(self) -> int:
         """Read the configuration again; returns how many jobs are no longer allowed and were shut down.
@@ -69,6 +75,7 @@ class Reload:
         if not self._config.log_level:
             log.configure(fresh.log_level or log.LEVEL_DEFAULT)
         ended = self._install(fresh)
+        self._standing.apply(fresh.jobs)
         log.get().info("configuration reloaded", **{log.RULES: len(fresh.policy.rules), log.JOBS: ended})
         return ended
 
@@ -81,7 +88,7 @@ class Reload:
             rules=len(configuration.policy.rules),
             error=self._error,
             error_time_ns=self._error_time_ns,
-            warnings=[str(warning) for warning in configuration.warnings],
+            warnings=[*map(str, configuration.warnings), *self._standing.refused],
             needs_restart=self._late,
         )
 

@@ -996,6 +996,7 @@ class JobDefinition(_message.Message):
     CGROUP_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     PROVEN_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     gid: _builtins.int
     """Its owner's group and supplementary groups when it was made."""
     security_label: _builtins.str
@@ -1008,6 +1009,8 @@ class JobDefinition(_message.Message):
     """The systemd unit."""
     proven: _builtins.bool
     """These are the kernel's word."""
+    origin: _builtins.str
+    """The configuration file that says that there is to be this job, FILE:LINE; empty if a client made it."""
     @_builtins.property
     def request(self) -> Global___CreateJobRequest:
         """As it was asked for."""
@@ -1027,10 +1030,11 @@ class JobDefinition(_message.Message):
         cgroup: _builtins.str = ...,
         unit: _builtins.str = ...,
         proven: _builtins.bool = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup", b"cgroup", "executable", b"executable", "gid", b"gid", "groups", b"groups", "proven", b"proven", "request", b"request", "security_label", b"security_label", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroup", b"cgroup", "executable", b"executable", "gid", b"gid", "groups", b"groups", "origin", b"origin", "proven", b"proven", "request", b"request", "security_label", b"security_label", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

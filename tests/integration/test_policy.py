@@ -331,3 +331,28 @@ def test_the_administrator_who_looks_at_others_jobs_is_in_the_log_once_and_other
         assert [each.id for each in client.jobs()] == [job]
     looked = lines(daemon, "looked")
     assert [(line["uid"], line["what"]) for line in looked] == [(0, f"ListJobs of uid {A}")]
+
+
+def test_jobs_of_files_outlive_the_daemon_and_end_with_their_file(daemon, folder):
+    path = Path(folder, "etc/jobs.d/10-test.toml")
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        f'[[job]]\nname = "deploys"\nmodule = "user"\nowner = {A}\nparams = {{ channel = "c" }}\n'
+    )
+    restarted(daemon)
+    with daemon.client() as client:
+        (made,) = client.jobs()
+        assert (made.uid, made.durable_name) == (A, "deploys")
+    restarted(daemon)
+    with daemon.client() as client:
+        assert [job.id for job in client.jobs()] == [made.id]
+    path.unlink()
+    restarted(daemon)
+    with daemon.client() as client:
+        assert client.jobs() == []
+    assert "its file in jobs.d has gone" in daemon.log()
+
+
+def restarted(daemon):
+    daemon.stop()
+    daemon.start()

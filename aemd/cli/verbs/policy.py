@@ -141,12 +141,13 @@ def _explained(row: Row) -> list[str]:
 def check(settings: Settings, /, *, paths: Sequence[str]) -> int:
     """Check configuration files, without a daemon and without changing anything.
 
-    A directory is one such as /etc/aemd (the default), with aemd.toml and policy.d; files are read as if they
-    stood in policy.d in that order, but for one that is called aemd.toml. Modules are those that are
-    installed here, users and groups those of this machine. Every error is FILE:LINE: KEY: what is wrong, all
-    at once. Exit code 0: nothing is wrong; 1: something is. Warnings are no errors.
+    A directory is one such as /etc/aemd (the default), with aemd.toml, policy.d and jobs.d; files are read as
+    if they stood in policy.d in that order, but for one that is called aemd.toml or stands in a jobs.d.
+    Modules are those that are installed here, users and groups those of this machine. Every error is
+    FILE:LINE: KEY: what is wrong, all at once. Exit code 0: nothing is wrong; 1: something is. Warnings are
+    no errors.
     """
-    problems, warnings, rules = _check(paths or (DEFAULT_FOLDER,))
+    problems, warnings, rules, jobs = _check(paths or (DEFAULT_FOLDER,))
     rows = [{**_problem_row(problem), "severity": "error"} for problem in problems]
     rows += [{**_problem_row(problem), "severity": "warning"} for problem in warnings]
     output = settings.output
@@ -158,7 +159,8 @@ def check(settings: Settings, /, *, paths: Sequence[str]) -> int:
         for warning in warnings:
             output.line(safe(f"{warning} (warning)"))
         if not problems:
-            output.line(f"{rules} rule{'s' * (rules != 1)}, nothing wrong")
+            also = f", {jobs} job{'s' * (jobs != 1)}" if jobs else ""
+            output.line(f"{rules} rule{'s' * (rules != 1)}{also}, nothing wrong")
     return Exit.REFUSED if problems else Exit.OK
 
 
@@ -166,8 +168,8 @@ def _problem_row(problem: Any) -> Row:
     return {"file": problem.file, "line": problem.line, "key": problem.key, "message": problem.message}
 
 
-def _check(paths: Sequence[str]) -> tuple[list[Any], list[Any], int]:
-    """Errors, warnings and how many rules there are. Imported late: other verbs need none of it."""
+def _check(paths: Sequence[str]) -> tuple[list[Any], list[Any], int, int]:
+    """Errors, warnings and how many rules and jobs there are. Imported late: other verbs need none of it."""
     from aemd.service.configuration import interpret
     from aemd.service.files import ConfigurationError, Problem, Source, read, read_file
     from aemd.service.registry import installed_descriptions
@@ -185,8 +187,9 @@ def _check(paths: Sequence[str]) -> tuple[list[Any], list[Any], int]:
     try:
         configuration = interpret(sources, installed_descriptions())
     except ConfigurationError as error:
-        return [*problems, *error.problems], [], 0
-    return problems, list(configuration.warnings), len(configuration.policy.rules)
+        return [*problems, *error.problems], [], 0, 0
+    rules, jobs = len(configuration.policy.rules), len(configuration.jobs)
+    return problems, list(configuration.warnings), rules, jobs
 
 
 VERBS: Sequence[click.Command] = (policy, reload)
