@@ -83,6 +83,7 @@ class Store:
         self._worker = Worker(reactor, database, writer, written=self._written, failed=self._failed)
         self._next = Batch()
         self._sent: Batch | None = None
+        self._closing = False
         self._retry: Timer | None = None
         self._retry_ns = RETRY_MIN_NS
         self._written_to: dict[int, Cursor] = {row.id: row.positions.head for row in self.jobs}
@@ -139,7 +140,7 @@ class Store:
 
     def flush(self) -> None:
         """The turn is over: write what it has changed, unless the thread is still at it."""
-        if self._sent is None and self._retry is None and self._next:
+        if self._sent is None and self._retry is None and self._next and not self._closing:
             self._sent, self._next = self._next, Batch()
             self._worker.submit(self._sent)
 
@@ -176,13 +177,13 @@ class Store:
         """Write everything; True if the next daemon can rely on it that nothing is missing. `whole`: nothing
         was refused by append() and is still to come.
         """
+        self._closing = True  # what is said of a write asks for no other
         for timer in (self._retry, self._aging):
             if timer is not None:
                 timer.cancel()
-        failing = self._retry is not None
-        if self._sent is not None and not failing:
+        if self._sent is not None and self._retry is None:
             self._worker.settle()
-        if self._sent is not None:  # it failed: one last time
+        if self._sent is not None and self._retry is not None:  # it failed: one last time
             self._send(self._sent)
         if self._sent is None:
             self._next.meta |= {"clean": int(whole), "next_job": self.next_id}
