@@ -15,11 +15,11 @@ from aemd.core.binding import Binding
 from aemd.core.deadlines import Deadlines, Due
 from aemd.core.effects import Arm, Disarm, Effect, Release, Resume, SessionEnded
 from aemd.core.entry import Entry
-from aemd.core.errors import Code
+from aemd.core.errors import Code, exhausted
 from aemd.core.job import Action, Job, JobEvent, JobState
 from aemd.core.limits import Limits
 from aemd.core.now import Now
-from aemd.core.options import OptionsParser
+from aemd.core.options import Options, OptionsParser
 from aemd.core.reader import Reader
 from aemd.core.reading import Reading
 from aemd.core.registry import Registry
@@ -51,6 +51,36 @@ class Course(Reading):
         self._next_session = 1
         self._next_job = 1
         self._kept: dict[Job, None] = {}  # durable jobs of which something is to be kept
+
+    def _charge_binding(self, session: Session) -> None:
+        """One job more that the session holds; AemError if it, or its user, may not have it."""
+        jobs, most = len(session.bindings), self.limits.jobs_per_session
+        if jobs >= most:
+            raise exhausted(
+                "the session",
+                limit=most,
+                used=jobs,
+                key="limits.jobs_per_session",
+                what="too many jobs",
+                way_out="or open another session",
+            )
+        account, allowance = session.account, session.allowance
+        account.take("registrations_per_second", allowance, self.now.mono_ns)
+        account.charge("jobs", allowance)
+
+    def set_options(self, job: Job, options: Options) -> None:
+        """Other options for a job, and for all who read it."""
+        before = job.options
+        job.options = job.binding.options = options
+        if job.durable is None:
+            return
+        for reader in job.durable.readers:
+            reader.options = options
+            leases = reader.session.leases
+            leases[options.lease_ns] += 1
+            leases[before.lease_ns] -= 1
+            if not leases[before.lease_ns]:
+                del leases[before.lease_ns]
 
     def _turn(self, job: Job, event: JobEvent) -> None:
         action = job.turn(event)
@@ -163,6 +193,7 @@ class Course(Reading):
         if reader.session.connected:
             reader.session.end_marks(reader)
         self._unbind(reader)
+        reader.session.account.refund("jobs")
         del durable.readers[reader]
         job.binding.absorb(reader)  # type: ignore[attr-defined]
 

@@ -18,7 +18,7 @@ from aemd.core.answers import Answers
 from aemd.core.binding import Binding
 from aemd.core.deadlines import Due
 from aemd.core.effects import Effect
-from aemd.core.errors import exhausted, invalid, not_found
+from aemd.core.errors import invalid, not_found
 from aemd.core.freezing import Freezing
 from aemd.core.job import Job, JobEvent, JobState
 from aemd.core.keeping import Keeping
@@ -190,7 +190,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         self.now = now
         _check_label("label", label)
         parsed = self._options.parse(options, module)
-        self._charge_job(session)
+        self._charge_binding(session)
         job = Job(
             self._next_job,
             session.principal,
@@ -213,21 +213,6 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         session.leases[parsed.lease_ns] += 1
         self._registry.add_job(job)
         return job
-
-    def _charge_job(self, session: Session) -> None:
-        jobs, most = len(session.bindings), self.limits.jobs_per_session
-        if jobs >= most:
-            raise exhausted(
-                "the session",
-                limit=most,
-                used=jobs,
-                key="limits.jobs_per_session",
-                what="too many jobs",
-                way_out="or open another session",
-            )
-        account, allowance = session.account, session.allowance
-        account.take("registrations_per_second", allowance, self.now.mono_ns)
-        account.charge("jobs", allowance)
 
     def discard(self, job: Job) -> None:
         """Its module refused it: as if it had never been. The id is used up."""
@@ -305,9 +290,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
 
     def set_priority(self, job: Job, priority: int) -> None:
         """Deliver it with another priority, 0 to 7; AemError if there is no such."""
-        job.options = self._options.with_priority(job.options, priority, job.traits)
-        for binding in (job.binding, *job.bindings):
-            binding.options = job.options
+        self.set_options(job, self._options.with_priority(job.options, priority, job.traits))
 
     def unbind(self, session: Session, binding_id: int, now: Now) -> None:
         """Let go of a job: it ends at once. AemError NOT_FOUND."""

@@ -127,9 +127,10 @@ class Freezing(Course):
         return job
 
     def thaw_reader(self, session: Session, job: Job, frozen: FrozenReader) -> None:
-        """A thawed session's hold on a durable job that is there."""
+        """A thawed session's hold on a durable job that is there; AemError if its user may not have it."""
         durable = job.durable
         assert durable is not None
+        session.account.charge("jobs", session.allowance)
         reader = Reader(
             frozen.binding.id,
             job,

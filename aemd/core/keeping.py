@@ -172,16 +172,19 @@ class Keeping(Course):
         credit: tuple[int, int] | None,
         now: Now,
     ) -> Reader:
-        """A hold on a durable job, from a position on. AemError FAILED_PRECONDITION, ALREADY_BOUND, if there
-        is a client that answers for it already.
+        """A hold on a durable job, from a position on; it costs what a job costs. AemError
+        FAILED_PRECONDITION, ALREADY_BOUND, if there is a client that answers for it already.
         """
         self.now = now
         durable = job.durable
         assert durable is not None
         if job.state in (JobState.CLOSING, JobState.GONE):
             raise AemError(Code.FAILED_PRECONDITION, "JOB_ENDING", f"jobs/{job.id} is about to end")
+        answering = None if follows else self._answering(job, durable)
+        self._charge_binding(session)
+        if answering is not None:
+            self._let_go(answering)
         if not follows:
-            self._replace_answering(job, durable)
             durable.seek(at)
         limits = self.limits
         granted = credit or (limits.binding_events, limits.binding_bytes)
@@ -200,9 +203,9 @@ class Keeping(Course):
         self._kept[job] = None
         return reader
 
-    def _replace_answering(self, job: Job, durable: Durable) -> None:
+    def _answering(self, job: Job, durable: Durable) -> Reader | None:
         """Nobody else may answer; a client whose stream is lost makes room for one that is there."""
-        for reader in list(durable.readers):
+        for reader in durable.readers:
             if reader.follows:
                 continue
             if reader.session.connected:
@@ -213,7 +216,8 @@ class Keeping(Course):
                     "end that session",
                     session=reader.session.id,
                 )
-            self._let_go(reader)
+            return reader
+        return None
 
     def trimmed(self, job: Job, oldest: Cursor) -> None:
         """The store has given up everything up to `oldest`."""

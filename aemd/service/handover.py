@@ -118,7 +118,12 @@ class Handover:
                     "job lost", **{log.JOB: job.id, log.SESSION: session.id, log.REASON: error.message}
                 )
         for reader in frozen.readers:
-            self._thaw_reader(session, reader)
+            try:
+                self._thaw_reader(session, reader)
+            except AemError as error:
+                log.get().warning(
+                    "job lost", **{log.JOB: reader.job, log.SESSION: session.id, log.REASON: error.message}
+                )
         self._engine.await_client(session)
 
     def _thaw_job(self, session: Session, frozen: FrozenJob) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from aemd.core.errors import Code
 from aemd.core.limits import Limits
 from aemd.modules.need import OpenPath
 from aemd.service.config import Config
@@ -92,3 +93,21 @@ def test_the_end_writes_once_what_waits_behind_a_write(line, capsys):
     assert "cannot be written" not in capsys.readouterr().out
     bench = line.begin(Prop)
     assert bench.daemon.durables._store.clean
+
+
+def test_readers_of_a_session_are_bounded_and_cost_as_much_as_jobs(make_bench):
+    bench = make_bench(jobs_per_session=3)
+    prop = Prop(bench.daemon.host)
+    bench.install(prop)
+    create(bench)
+    wire = bench.session()
+    account = bench.daemon.engine.accounts.find(0)
+    before = account.used("jobs")
+    bindings = [bind(wire, follow=True).binding for _ in range(3)]
+    assert account.used("jobs") == before + 3
+    refused = bind(wire, follow=True)
+    assert refused.code == Code.RESOURCE_EXHAUSTED
+    assert "limits.jobs_per_session" in refused.message
+    for binding in bindings:
+        wire.ask(unbind=session_pb2.Unbind(binding=binding))
+    assert account.used("jobs") == before
