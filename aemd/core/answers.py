@@ -196,20 +196,22 @@ class Answers(Course):
             binding.stats.parked -= 1
         return True
 
-    def sync_mark(self, session: Session, job: Job, request_id: int) -> None:
-        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now.
+    def sync_mark(self, session: Session, job: Job, request_id: int) -> bool:
+        """Answer `request_id` with a SyncDone behind everything that is queued for `job` now; False if the
+        session does not hold it (any more).
 
         Never refused: whoever asks sees to it that `session.awaited` stays bounded.
         """
         binding = next((held for held in job.bindings if held.session is session), None)
         if binding is None:
-            return
+            return False
         if binding.marks is None:
             binding.marks = deque()
         binding.marks.append((job.epoch, job.binding.head, request_id))
         session.awaited += 1
         session.send_marks(binding, None)
         self._check_control(session)
+        return True
 
     def send_control(self, session: Session, frame: bytes) -> None:
         """Queue an encoded ServerFrame ahead of all later data. Lost without a stream; a session that does

@@ -8,7 +8,7 @@ raises is its bug: the job ends with that reason, the traceback goes to the log,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol, cast
@@ -32,6 +32,7 @@ from aemd.service.authority import MODULE_USER, Authority
 from aemd.service.descriptors import Descriptors
 from aemd.service.openings import Openings
 from aemd.service.registry import Registry
+from aemd.service.syncs import Syncs
 from aemd.service.views import packed_params
 from aemd.sources.reactor import Reactor
 from aemd.v1 import job_pb2, session_pb2
@@ -90,12 +91,13 @@ class Conductor:
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self.registered: Callable[[Job], None] = lambda _job: None
         self.fetch: Callable[[effects.Fetch], None] = lambda _wish: None
+        self.options_of: Callable[[Job], job_pb2.Options] = lambda job: job.options.to_pb()
         self._closed: set[Job] = set()  # jobs that their modules do not have (any more, or yet)
         self._traits: dict[str, Traits] = {}  # by module; every job of it holds the same object
         self._shared: dict[tuple[Traits, bytes], tuple[bytes, Mapping[str, object]]] = {}
         self._asking: Job | None = None  # the job of the request that is being settled
         self._refusal: AemError | None = None  # what its module said to that
-        self._syncs: dict[Session, dict[tuple[int, int], None]] = {}  # (job, request) pairs not yet answered
+        self._syncs = Syncs()
 
     def now(self) -> Now:
         """The time of this turn, as the engine was told it when the turn began."""
@@ -222,21 +224,25 @@ class Conductor:
                 return
             try:
                 module.open(job)
-                if start:
-                    self._start(job)
             except Exception as failure:
                 self._not_taken_up(job, self._explained(failure, "open", job), taken)
+                return
+            try:
+                if start:
+                    self._start(job)
+            except AemError as refusal:
+                taken(refusal)
             else:
                 taken(None)
 
         if needs:
-            self.openings.wait(job, needs, given, opening=True)
+            self.openings.wait(job, needs, given, opening=True, known=True)
         else:
             given(None)
 
     def _not_taken_up(self, job: Job, error: AemError, taken: Callable[[AemError | None], None]) -> None:
-        if job.data is None:
-            self.descriptors.release(job.id)
+        self.descriptors.release(job.id)
+        if job.state is not JobState.GONE:
             self._closed.add(job)
         taken(error)
 
@@ -246,13 +252,14 @@ class Conductor:
 
     def close_job(self, job: Job, reason: str) -> None:
         """Take a durable job from its module, for now: it keeps its history, and what it is to do."""
+        if job.state is JobState.GONE:
+            return
         self.engine.suspend(job, reason)
         self.settle()
-        self.openings.end(job, AemError(Code.ABORTED, "JOB_CLOSED", reason))
-        if job in self._closed:
+        opening = self.openings.end(job, AemError(Code.ABORTED, "JOB_CLOSED", reason))
+        if opening or job in self._closed:  # nothing to take away
             return
-        if job.data is not None:
-            self._close(job)
+        self._close(job)
         self._closed.add(job)
 
     def _values(
@@ -291,8 +298,8 @@ class Conductor:
         False: something must be done as the caller first; then `answer` is told what became of it.
         """
         if self.openings.is_opening(job):
-            raise _not_open_yet(job)
-        if job in self._closed and job.durable is not None:
+            raise self._not_open_yet(job)
+        if job in self._closed and job.durable is not None and job.state is JobState.REGISTERED:
             return self._open_closed(job, answer, start=True)
         if job.traits.needs and job.state is JobState.REGISTERED:
             try:
@@ -304,6 +311,10 @@ class Conductor:
                 return False
         self._start(job)
         return True
+
+    def _not_open_yet(self, job: Job) -> AemError:
+        """Of a job that nobody has been told of yet nobody learns."""
+        return not_found(f"jobs/{job.id}") if self.openings.is_new(job) else _is_opening(job)
 
     def _start_later(self, job: Job, answer: Answer, error: AemError | None) -> None:
         try:
@@ -329,7 +340,9 @@ class Conductor:
         """
         assert isinstance(job.params, bytes)
         meant = self.meant(job.owner, job.traits.name, job_pb2.Job.FromString(job.params).params)
+        options = self.engine.parse_options(self.options_of(job), meant.traits)
         job.traits, job.values, job.ruling = meant.traits, meant.values, meant.ruling
+        self.engine.set_options(job, replace(options, priority=job.options.priority))
         needs: Sequence[Need] = ()
         if job.traits.needs:
             try:
@@ -368,6 +381,8 @@ class Conductor:
 
     def stop(self, job: Job) -> None:
         """Disarm a job; a start that is under way comes to nothing."""
+        if self.openings.is_opening(job) and not self.openings.is_new(job):
+            raise _is_opening(job)
         stopped = AemError(Code.ABORTED, "STOPPED", f"jobs/{job.id}: it was stopped before it was started")
         self.openings.end(job, stopped, starts_only=True)
         self.engine.stop(job, self.now())
@@ -392,11 +407,9 @@ class Conductor:
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
         """Do what a client asks of a job, outside of a completion."""
         if self.openings.is_opening(job):
-            raise _not_open_yet(job)
+            raise self._not_open_yet(job)
         if job in self._closed:
-            raise AemError(
-                Code.FAILED_PRECONDITION, "JOB_CLOSED", f"jobs/{job.id}: {job.reason}; start it first"
-            )
+            raise _is_closed(job)
         try:
             _check_operation(job, name)
             _module(job).operate(job, key, name, data)
@@ -428,21 +441,19 @@ class Conductor:
     def sync(self, session: Session, job: Job, request_id: int) -> None:
         """Tell `session` when everything that was queued for `job` in the kernel is on its way."""
         if job in self._closed or self.openings.is_opening(job):  # then nothing is queued for it
-            self.engine.sync_mark(session, job, request_id)
+            self._sync_mark(session, job, request_id)
             return
-        pending = self._syncs.setdefault(session, {})
-        key = (job.id, request_id)
-        pending[key] = None
+        self._syncs.add(session, job.id, request_id)
+        generation = session.generation
 
         def done() -> None:  # called by the module whenever it likes, so it does not raise
-            if key in pending:
-                self._synced(session, key)
-                self.engine.sync_mark(session, job, request_id)
+            if session.generation == generation and self._syncs.take(session, job.id, request_id):
+                self._sync_mark(session, job, request_id)
 
         try:
             _module(job).sync(job, done)
         except Exception as error:
-            self._synced(session, key)
+            self._syncs.take(session, job.id, request_id)
             raise self._explained(error, "sync", job) from error
 
     def forget_requests(self, session: Session) -> None:
@@ -450,9 +461,7 @@ class Conductor:
         for job in self.openings.forget(session):
             self.engine.discard(job)
             self.descriptors.release(job.id)
-        pending = self._syncs.pop(session, None)
-        if pending is not None:
-            pending.clear()
+        self._syncs.forget(session)
 
     def unanswered(self, session: Session) -> int:
         """How many requests of a session are with modules or deputy."""
@@ -460,13 +469,11 @@ class Conductor:
 
     def syncs_of(self, session: Session) -> int:
         """How many Syncs of a session are with the modules."""
-        return len(self._syncs.get(session, ()))
+        return self._syncs.of_session(session)
 
-    def _synced(self, session: Session, key: tuple[int, int]) -> None:
-        pending = self._syncs.get(session, {})
-        pending.pop(key, None)
-        if not pending:
-            self._syncs.pop(session, None)
+    def _sync_mark(self, session: Session, job: Job, request_id: int) -> None:
+        if not self.engine.sync_mark(session, job, request_id):  # it was let go meanwhile
+            self.engine.send_control(session, errors.result(request_id, not_found(f"jobs/{job.id}")))
 
     def details(self, job: Job) -> dict[str, str]:
         """The module's own view of a job; empty if it has a bug there."""
@@ -521,8 +528,8 @@ class Conductor:
         ended = 0
         ruled: dict[tuple[int, int], tuple[Ruling | None, str]] = {}  # equal jobs share owner and values
         for job in self.engine.jobs_of_module(module.description.name):
-            if job in self._closed:  # is ruled when it is opened again
-                continue
+            if job in self._closed and not self.openings.is_opening(job):
+                continue  # is ruled when it is opened again
             key = (id(job.owner), id(job.values))
             found = ruled.get(key)
             if found is None or job.ruling is not None:
@@ -639,6 +646,9 @@ class Conductor:
                 self.engine.start_failed(job)
 
     def _operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
+        if job in self._closed or self.openings.is_opening(job):
+            self._note_refusal(job, _is_closed(job))
+            return
         try:
             _check_operation(job, name)
             _module(job).operate(job, key, name, data)
@@ -667,9 +677,12 @@ class Conductor:
         session = job.session
         if session.ended:  # with all its jobs: nobody is to be told, and each would look through them all
             self.forget_requests(session)
-        for key in [key for key in self._syncs.get(session, ()) if key[0] == job.id]:
-            self._synced(session, key)
-            self.engine.send_control(session, errors.result(key[1], not_found(f"jobs/{job.id}")))
+        for asking, request_id in self._syncs.of_job(job.id):
+            self._syncs.take(asking, job.id, request_id)
+            if job.state is JobState.GONE:
+                self.engine.send_control(asking, errors.result(request_id, not_found(f"jobs/{job.id}")))
+            else:
+                self._sync_mark(asking, job, request_id)
 
     def _end_faulty(self, job: Job, reason: str) -> None:
         """Its module has a bug: a job ends, a durable one is closed and can be started again."""
@@ -708,11 +721,12 @@ def traits(module: Module) -> Traits:
     )
 
 
-def _not_open_yet(job: Job) -> AemError:
-    """Of a job that nobody has been told of yet nobody learns; a durable one may have been there for long."""
-    if job.durable is None:
-        return not_found(f"jobs/{job.id}")
+def _is_opening(job: Job) -> AemError:
     return AemError(Code.ABORTED, "JOB_OPENING", f"jobs/{job.id}: it is just being opened; ask again")
+
+
+def _is_closed(job: Job) -> AemError:
+    return AemError(Code.FAILED_PRECONDITION, "JOB_CLOSED", f"jobs/{job.id}: {job.reason}; start it first")
 
 
 def _check_operation(job: Job, name: str) -> None:

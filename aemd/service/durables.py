@@ -53,6 +53,7 @@ class Durables:
         """`path`: of the store's file. `owner`: whose jobs have the administrator's rights."""
         conductor.registered = self.registered
         conductor.fetch = self.fetch
+        conductor.options_of = self.options_of
         self._conductor = conductor
         self._engine = conductor.engine
         self._path = path
@@ -215,6 +216,9 @@ class Durables:
         meant = self._conductor.meant(principal, request.module, request.params)
         options = self._engine.parse_options(request.options, meant.traits)
         there = self._names.get((owner, request.name))
+        if there is not None and there.state is JobState.GONE:  # in this turn, which has not ended
+            self._note(store, there)
+            there = None
         if there is not None:
             return _same(there, request, meant.traits, meant.params, options, keep)
         if (owner, request.name) in self._making:
@@ -289,6 +293,7 @@ class Durables:
             meant = self._conductor.meant(principal, request.module, request.params)
             traits, params, values = meant.traits, meant.params, meant.values
             ruling = meant.ruling
+            options = self._engine.parse_options(request.options, traits)
         except AemError as error:
             refusal = error
             traits, params, values = (
@@ -296,6 +301,7 @@ class Durables:
                 job_pb2.Job(params=request.params).SerializeToString(),
                 {},
             )
+            options = self._engine.parse_options(_always_possible(request.options), traits)
         positions = row.positions if store.clean else _unproven(row.positions)
         job = self._engine.keep_job(
             principal,
@@ -304,7 +310,7 @@ class Durables:
             module=traits,
             values=values,
             params=params,
-            options=self._engine.parse_options(request.options, traits),
+            options=options,
             keep=_keep(request.keep),
             label=request.label,
             create_time_ns=row.create_ns,
@@ -317,8 +323,10 @@ class Durables:
         if not store.clean and (row.start_ns != STOPPED or row.positions.head.seq):
             self._engine.begin_epoch(job)
         if refusal is not None:
+            self._conductor.never_open(job)
             self._conductor.close_job(job, refusal.message)
         elif row.start_ns == SPENT:
+            self._conductor.never_open(job)
             self._engine.exhaust(job, "it had fired for the last time before the daemon was restarted")
             self._conductor.close_job(job, job.reason)
         else:
@@ -335,6 +343,10 @@ class Durables:
     def job(self, number: int) -> Job | None:
         """The durable job with that id."""
         return self._jobs.get(number)
+
+    def options_of(self, job: Job) -> job_pb2.Options:
+        """The options that it was made with, as its owner gave them."""
+        return self._definitions[job].request.options
 
     def find(self, principal: Principal, name: str) -> Job:
         """The durable job of that name: the caller's, or, for the administrator, the only one there is.
@@ -494,6 +506,20 @@ def _principal(owner: Owner, definition: job_pb2.JobDefinition, *, administrator
         unit=definition.unit,
         proven=definition.proven,
     )
+
+
+def _always_possible(options: job_pb2.Options) -> job_pb2.Options:
+    """Of options those that every module and all limits allow: for a job that is closed until it is opened
+    with all of them.
+    """
+    possible = job_pb2.Options(
+        one_shot=options.one_shot,
+        acknowledgement=options.acknowledgement,
+        attempts_max=options.attempts_max,
+    )
+    if options.HasField("priority"):
+        possible.priority = options.priority
+    return possible
 
 
 def _unproven(positions: Positions) -> Positions:

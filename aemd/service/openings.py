@@ -27,11 +27,13 @@ Done = Callable[["AemError | None"], None]
 class _Opening:
     """A request that waits: what is still to come, and what has been given."""
 
-    __slots__ = ("asked", "done", "given", "job", "left", "opening", "session")
+    __slots__ = ("asked", "done", "given", "job", "known", "left", "opening", "session")
 
-    def __init__(self, job: Job, count: int, done: Done, *, opening: bool) -> None:
+    def __init__(self, job: Job, count: int, done: Done, *, opening: bool, known: bool) -> None:
         self.job = job
-        self.session = job.session if job.durable is None else None  # a durable job may have none
+        self.known = known or job.durable is not None
+        # What outlives a stream does not end with one: a durable job may not even have a session.
+        self.session = None if self.known else job.session
         self.done = done
         self.opening = opening
         self.left = count
@@ -63,11 +65,25 @@ class Openings:
         """Whether the module does not know it yet."""
         return any(opening.opening for opening in self._openings.get(job, ()))
 
-    def wait(self, job: Job, needs: Sequence[Need], done: Done, *, opening: bool, new: bool = False) -> None:
+    def is_new(self, job: Job) -> bool:
+        """Whether it is opening for the first time, in a session, so that nobody has been told of it."""
+        return any(opening.opening and not opening.known for opening in self._openings.get(job, ()))
+
+    def wait(
+        self,
+        job: Job,
+        needs: Sequence[Need],
+        done: Done,
+        *,
+        opening: bool,
+        new: bool = False,
+        known: bool = False,
+    ) -> None:
         """Have `needs` done as the owner of `job`, and then call `done`, in a later turn. `new`: its owner is
-        just making it; a durable job is done for without its owner's process later.
+        just making it; a durable job is done for without its owner's process later. `known`: its client knows
+        it from the daemon before this one.
         """
-        waiting = _Opening(job, len(needs), done, opening=opening)
+        waiting = _Opening(job, len(needs), done, opening=opening, known=known)
         self._openings.setdefault(job, []).append(waiting)
         if waiting.session is not None:
             self._sessions.setdefault(waiting.session, {})[waiting] = None

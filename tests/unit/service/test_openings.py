@@ -5,6 +5,7 @@ import os
 import pytest
 
 from aemd.core.errors import AemError, Code
+from aemd.core.job import JobState
 from aemd.modules.need import OpenPath
 from aemd.v1 import session_pb2
 from tests.unit.service.conftest import Prop, principal
@@ -249,3 +250,36 @@ def test_registration_without_paths_does_not_start_a_deputy(bench, prop):
     assert wire.register("socket", listen="tcp:127.0.0.1:0").job
     assert wire.register("prop").job
     assert bench.daemon.deputy.pid == 0
+
+
+def test_a_job_that_was_handed_over_is_not_lost_with_a_stream_while_it_opens(bench, needy):
+    wire = bench.session()
+    register(wire, start=False)
+    bench.turn_until(lambda: 5 in answers(wire))
+    job = bench.daemon.engine.find_job(principal(), 1)
+    conductor = bench.daemon.conductor
+    bench.daemon.conductor._close(job)  # as if a daemon had just begun
+    taken = []
+    conductor.take_up_job(job, start=True, taken=taken.append)
+    wire.handler.closed("lost")
+    bench.turn_until(lambda: taken)
+    assert taken == [None]
+    assert job.state is JobState.ARMED
+
+
+def test_a_job_that_was_handed_over_says_while_it_opens_that_it_does(bench, needy):
+    wire = bench.session()
+    register(wire, start=False)
+    bench.turn_until(lambda: 5 in answers(wire))
+    job = bench.daemon.engine.find_job(principal(), 1)
+    bench.daemon.conductor._close(job)
+    taken = []
+    bench.daemon.conductor.take_up_job(job, start=True, taken=taken.append)
+    for asked in ("start", "stop"):
+        request = session_pb2.Start(job=1) if asked == "start" else session_pb2.Stop(job=1)
+        wire.say(request_id=8, **{asked: request})
+        assert not taken
+    bench.turn()
+    assert {frame.result.status.code for frame in wire.told() if frame.request_id == 8} == {Code.ABORTED}
+    bench.turn_until(lambda: taken)
+    assert job.state is JobState.ARMED, "the stop was refused, so it counts for nothing"
