@@ -6,10 +6,11 @@ import pytest
 
 from aemd.core.errors import AemError, Code
 from aemd.core.limits import Limits
+from aemd.modules.need import OpenPath
 from aemd.service.config import Config
 from aemd.service.daemon import Daemon, StartError
 from aemd.v1 import admin_pb2, job_pb2, session_pb2
-from tests.unit.service.conftest import Bench, principal
+from tests.unit.service.conftest import Bench, Prop, principal
 
 DENY = '[[rule]]\nname = "%s"\nsubject = { uid = %s }\nmodule = "%s"\neffect = "deny"\n'
 PORT = (
@@ -268,3 +269,35 @@ def test_events_of_a_module_that_has_not_the_fields_of_its_rule_are_not_given_ou
     refused = bench.session(principal(7)).register("timer", every="1s")
     assert refused.code == Code.PERMISSION_DENIED
     assert "takes nix out of events" in refused.message
+
+
+class Needing(Prop):
+    """May need a path as its job's owner before open()."""
+
+    needing = False
+
+    def needs(self, job, *, opening, starting):
+        return (OpenPath(b"/etc/passwd"),) if opening and self.needing else ()
+
+    def open(self, job):
+        super().open(job)
+        for given in self.host.given(job):
+            given.close()
+
+
+def test_a_policy_that_is_read_while_a_durable_job_opens_holds_for_it(configured):
+    bench = configured()
+    module = Needing(bench.daemon.host)
+    bench.install(module)
+    told = []
+    request = job_pb2.CreateJobRequest(name="backup", module="prop")
+    job = bench.daemon.durables.create(principal(7), request, told.append)
+    bench.daemon.conductor.close_job(job, "for now")
+    module.needing = True
+    assert not bench.daemon.conductor.start(job, told.append)
+    module.calls.clear()
+    bench.reload(DENY % ("no-more", 7, "prop"))
+    bench.turn_until(lambda: not bench.daemon.deputy.busy)
+    assert module.calls == []
+    assert "no-more" in job.reason
+    assert [type(one) for one in told] == [AemError]
