@@ -31,7 +31,7 @@ from aemd.core.reader import Reader
 from aemd.core.session import Session
 from aemd.core.traits import Traits
 from aemd.service import log
-from aemd.store.rows import SPENT, STOPPED, JobRow, ParkedRow
+from aemd.store.rows import ENDING, SPENT, STOPPED, JobRow, ParkedRow
 from aemd.store.schema import StoreError
 from aemd.store.store import Store
 from aemd.v1 import job_pb2
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 NAME_CHARS_MAX = 64
 FETCH_BYTES = 1024 * 1024  # of history at once
+_LAST = {JobState.DRAINING: SPENT, JobState.CLOSING: ENDING}  # how the store knows those that fire no more
 KEEP_ENTRIES_MAX = 1_000_000
 KEEP_BYTES_MAX = 1 << 30
 KEEP_AGE_MAX_NS = 366 * 86_400 * 10**9
@@ -87,7 +88,10 @@ class Durables:
             return
         self._engine.ids_begin(store.next_id)
         for row in store.jobs:
-            self._restore(store, row)
+            if row.start_ns == ENDING:  # the handlers that ran have gone
+                store.forget(row.id)
+            else:
+                self._restore(store, row)
         for aside in store.parked:
             job = self._jobs.get(aside.job)
             if job is not None:
@@ -149,7 +153,7 @@ class Durables:
         if durable.aside_changed:
             self._note_parked(store, job)
         store.set_acked(job.id, durable.acked, durable.seen, durable.dealt)
-        start_ns = SPENT if job.state is JobState.DRAINING else durable.start_ns
+        start_ns = _LAST.get(job.state, durable.start_ns)
         if self._started[job] != start_ns:
             self._started[job] = start_ns
             store.set_started(job.id, start_ns)

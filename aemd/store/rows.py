@@ -13,14 +13,15 @@ from aemd.core.stats import Parked
 from aemd.v1 import session_pb2
 
 Columns = tuple[object, ...]
-STOPPED, SPENT = 0, -1
+STOPPED, SPENT, ENDING = 0, -1, -2
 _RANGE = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
     """A durable job at rest. `definition` is opaque here: what it takes to register it again. `start_ns`:
-    when it was started, CLOCK_REALTIME; STOPPED if it is not, SPENT if it has fired for the last time.
+    when it was started, CLOCK_REALTIME; STOPPED if it is not, SPENT if it has fired for the last time, ENDING
+    if it was shut down and only its handlers were waited for.
     `entries` and `bytes`: how much of its history is kept.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from aemd.core.errors import AemError, Code
@@ -60,9 +62,10 @@ class Line:
         self.folder = folder
         self.bench = None
 
-    def begin(self, *modules, **limits):
+    def begin(self, *modules, folder=None, **limits):
         bench = self.bench = Bench.__new__(Bench)
-        config = Config(socket=f"{self.folder}/never", state_dir=f"{self.folder}")
+        folder = folder or self.folder
+        config = Config(socket=f"{folder}/never", state_dir=f"{folder}")
         bench.daemon = Daemon(config, Limits(**limits))
         for make in modules:
             bench.install(make(bench.daemon.host))
@@ -251,3 +254,23 @@ def test_the_end_writes_once_what_waits_behind_a_write(line, capsys):
     assert "cannot be written" not in capsys.readouterr().out
     bench = line.begin(Prop)
     assert bench.daemon.durables._store.clean
+
+
+def test_a_job_that_was_shut_down_does_not_come_back_after_a_kill(bench, prop, line):
+    job = create(bench)
+    wire = bench.session()
+    bind(wire)
+    bench.daemon.engine.fire(job, b"event")
+    bench.turn()
+    bench.daemon.conductor.shutdown(job, by=principal(), deadline_ns=0)
+    assert job.state is JobState.CLOSING, "its handler runs"
+    store = bench.daemon.durables._store
+    bench.turn()
+    bench.turn_until(lambda: store._sent is None)
+    (line.folder / "killed").mkdir(mode=0o700)
+    for file in line.folder.glob("aemd.db*"):  # what is on the disk at this moment
+        shutil.copy(file, line.folder / "killed")
+    follower = line.begin(Prop, folder=line.folder / "killed")
+    assert follower.daemon.durables.job(job.id) is None
+    line.end()
+    assert line.begin(Prop, folder=line.folder / "killed").daemon.durables._store.jobs == []
