@@ -463,6 +463,11 @@ class Conductor:
             self.descriptors.release(job.id)
         self._syncs.forget(session)
 
+    def forget_unopened(self) -> None:
+        """The daemon ends: whoever waits for a job that is still opening asks the next one."""
+        for session in self.openings.sessions():
+            self.forget_requests(session)
+
     def unanswered(self, session: Session) -> int:
         """How many requests of a session are with modules or deputy."""
         return self.syncs_of(session) + self.openings.of_session(session)

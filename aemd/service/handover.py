@@ -61,6 +61,7 @@ class Handover:
         log, if that cannot be done.
         """
         engine, conductor = self._engine, self._conductor
+        conductor.forget_unopened()
         sessions = engine.freeze(
             started=lambda job: job in stopped or job.state in (JobState.ARMED, JobState.DEGRADED),
             memento=conductor.memento,

@@ -57,6 +57,10 @@ class Openings:
         self._asked: dict[Job, set[Asked]] = {}  # by modules, while the job runs
         self._given: dict[int, Sequence[Given]] = {}  # by job id, while open() or start() runs
 
+    def sessions(self) -> list[Session]:
+        """The sessions of which requests wait."""
+        return list(self._sessions)
+
     def of_session(self, session: Session) -> int:
         """How many requests of a session wait."""
         return len(self._sessions.get(session, ()))

@@ -283,3 +283,13 @@ def test_a_job_that_was_handed_over_says_while_it_opens_that_it_does(bench, need
     assert {frame.result.status.code for frame in wire.told() if frame.request_id == 8} == {Code.ABORTED}
     bench.turn_until(lambda: taken)
     assert job.state is JobState.ARMED, "the stop was refused, so it counts for nothing"
+
+
+def test_a_registration_that_waits_is_not_handed_over(bench, needy):
+    wire = bench.session()
+    wire.register("timer", every="1h")
+    register(wire)
+    bench.turn()
+    assert bench.daemon.handover.write(frozenset())
+    (session,) = bench.daemon.handover._read().sessions
+    assert [job.module for job in session.jobs] == ["timer"], "nobody was told of the other one"
