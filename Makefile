@@ -1,6 +1,8 @@
 # The only front door. `make help` lists what there is.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+# How many tests run beside each other; they wait more than they compute.
+WORKERS := 3
 SOURCES := aemd clients/python tests tools benchmarks
 
 .PHONY: help
@@ -21,7 +23,7 @@ dev:
 
 .PHONY: test
 test: dev ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: check
 check: dev ## Lint, types, import layers, proto, generated files

@@ -118,6 +118,7 @@ class _Screen:
         rows = self._window.getmaxyx()[0]
         if key == curses.KEY_RESIZE:
             curses.update_lines_cols()
+            self._window.clearok(True)  # what the terminal shows after it is anybody's guess
         elif key in _STEP:
             board.scroll(_STEP[key])
         elif key in _PAGE:

@@ -292,7 +292,7 @@ class Deputy:
                 descriptors = None
             elif descriptors is not None:
                 pid, descriptors = principal.pid, [pidfd, *descriptors]
-        if asked.replace is not None:
+        if asked.replace is not None and asked.replace not in self._bound:  # by whom it waited for
             flags |= Flag.REPLACE
             facts["device"], facts["inode"] = asked.replace
         groups = () if asked.database else principal.groups

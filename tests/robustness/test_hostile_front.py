@@ -8,9 +8,11 @@ import contextlib
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -100,8 +102,18 @@ def attack(daemon):
     """Makes tunnels."""
     attacker = Attacker(daemon.path)
     with contextlib.ExitStack() as stack:
-        yield lambda: Tunnel(stack.enter_context(attacker.connect()))
+        yield lambda: tunnel(stack, attacker)
     attacker.end()
+
+
+def tunnel(stack, attacker):
+    """A tunnel. Offences cost their user connections for a while, and so does the end of a front."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(struct.error):
+            return Tunnel(stack.enter_context(attacker.connect()))
+        threading.Event().wait(0.05)
+    raise AssertionError("no connection was taken for 20 s")
 
 
 class Tunnel:

@@ -350,7 +350,8 @@ class Session(Commands):
 
     def _job_state(self, change: session_pb2.JobState) -> None:
         found = list(self._jobs.get(change.job, ()))
-        if found and change.discarded:
+        ours = self.leaving or any(registration.given_up for registration in found)
+        if found and change.discarded and not ours:  # who ends a job knows that it ends
             log.warning("job %d ended with %d events undelivered", change.job, change.discarded)
         for registration in found:
             if change.state == job_pb2.STATE_GONE:
