@@ -271,6 +271,11 @@ class Module(Protocol):
         may have been stopped for the end. Only asked where a module has it.
         """
 
+    def lasting(self, job: Job) -> int | None:
+        """A descriptor of the job that the service manager may keep for the next daemon, where there is one;
+        that one's open() may find it in job.resumed, or not. Only asked where a module has it.
+        """
+
     def shutdown(self) -> None:
         """The module is unloaded, or the daemon ends; all its jobs are closed already."""
 

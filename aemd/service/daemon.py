@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 from aemd import __version__
@@ -44,6 +45,7 @@ from aemd.service.handover import Handover
 from aemd.service.host import ModuleHost
 from aemd.service.intake import Intake
 from aemd.service.jobs import JobService
+from aemd.service.lasting import Lasting
 from aemd.service.modules import ModuleService
 from aemd.service.notify import Notifier, take_descriptors, take_notifier
 from aemd.service.openings import Openings
@@ -75,6 +77,7 @@ class Daemon:
     """One daemon. Its parts are public for the services and for nobody else.
 
     `notifier`: the service manager that started it. `given`: the public listener, if that one passed it on.
+    `left`: by name, what it has kept since the daemon before.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Daemon:
         *,
         notifier: Notifier | None = None,
         given: socket.socket | None = None,
+        left: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.config = config
         self.limits = limits
@@ -154,7 +158,8 @@ class Daemon:
         )
         self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
-        self.handover = Handover(self.conductor, self.durables, config.state_dir)
+        lasting = Lasting(self.notifier, left)
+        self.handover = Handover(self.conductor, self.durables, lasting, config.state_dir)
         self.methods = {
             **JobService(self.conductor, self.durables).methods(),
             **ModuleService(self.conductor).methods(),
@@ -331,21 +336,21 @@ def serve(config: Config) -> None:
     log.configure(config.log_level or configuration.log_level or log.LEVEL_DEFAULT)
     faulthandler.enable()  # what it did when the watchdog's SIGABRT came
     notifier = take_notifier(os.environ)
-    Daemon(config, configuration.limits, notifier=notifier, given=_take_listener()).run()
+    given, left = _take_descriptors()
+    Daemon(config, configuration.limits, notifier=notifier, given=given, left=left).run()
 
 
-def _take_listener() -> socket.socket | None:
-    """The public listener, if the service manager has made it."""
+def _take_descriptors() -> tuple[socket.socket | None, list[tuple[str, int]]]:
+    """The public listener, if the service manager has made it, and by name what it has kept."""
     try:
         given = take_descriptors(os.environ)
     except ValueError as error:
         raise StartError(str(error)) from None
     listeners = [fd for name, fd in given if name == LISTENER]
-    for fd in [fd for _, fd in given if fd not in listeners[:1]]:
-        os.close(fd)
     if len(listeners) > 1:
         raise StartError(f"{len(listeners)} listeners were passed on; one ListenStream= is served")
-    return socket.socket(fileno=listeners[0]) if listeners else None
+    left = [(name, fd) for name, fd in given if name != LISTENER]
+    return socket.socket(fileno=listeners[0]) if listeners else None, left
 
 
 def _fault(fault: Fault) -> None:

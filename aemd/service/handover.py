@@ -26,6 +26,7 @@ from aemd.core.session import Session
 from aemd.service import log
 from aemd.service.conductor import Conductor
 from aemd.service.durables import Durables
+from aemd.service.lasting import Lasting
 from aemd.v1 import job_pb2
 
 VERSION = 2
@@ -48,10 +49,11 @@ class Estate:
 class Handover:
     """Writes what there is to be handed over, and takes it up."""
 
-    def __init__(self, conductor: Conductor, durables: Durables, state_dir: str) -> None:
+    def __init__(self, conductor: Conductor, durables: Durables, lasting: Lasting, state_dir: str) -> None:
         self._conductor = conductor
         self._engine = conductor.engine
         self._durables = durables
+        self._lasting = lasting
         self._path = os.path.join(state_dir, FILE)
 
     # -- the end
@@ -62,17 +64,24 @@ class Handover:
         """
         engine, conductor = self._engine, self._conductor
         conductor.forget_unopened()
-        sessions = engine.freeze(
-            started=lambda job: job in stopped or job.state in (JobState.ARMED, JobState.DEGRADED),
-            memento=conductor.memento,
-            now=conductor.now(),
-        )
+
+        def started(job: Job) -> bool:
+            return job in stopped or job.state in (JobState.ARMED, JobState.DEGRADED)
+
+        jobs: list[Job] = []
+
+        def memento(job: Job) -> bytes | None:
+            jobs.append(job)
+            return conductor.memento(job)
+
+        sessions = engine.freeze(started=started, memento=memento, now=conductor.now())
         estate = Estate(VERSION, _boot(), engine.next_id, sessions)
         try:
             _write(self._path, msgspec.msgpack.encode(estate))
         except OSError as error:
             log.get().error("nothing is handed over", **{log.ERROR: f"{self._path}: {error.strerror}"})
             return False
+        self._lasting.leave((job, conductor.lasting(job)) for job in jobs if started(job))
         return True
 
     # -- the beginning
@@ -81,6 +90,12 @@ class Handover:
         """Go on with what the daemon before handed over. `hold`: watches the process of a session; False if
         it has ended.
         """
+        try:
+            self._take_up(hold)
+        finally:
+            self._lasting.clear()
+
+    def _take_up(self, hold: Hold) -> None:
         estate = self._read()
         if estate is None:
             return
@@ -140,7 +155,7 @@ class Handover:
             conductor.never_open(job)
             return
         if frozen.started and frozen.memento is not None:
-            job.resumed = Resumed(memento=frozen.memento)
+            job.resumed = Resumed(memento=frozen.memento, descriptor=self._lasting.of(job.id))
 
         def taken(refusal: AemError | None) -> None:
             if job.state is JobState.GONE:

@@ -24,6 +24,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 from collections.abc import MutableMapping, Sequence
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
@@ -67,9 +68,13 @@ class Notifier:
         """The sign of life that the watchdog waits for."""
         self._say("WATCHDOG=1", wait_seconds=0)
 
-    def store(self, name: str, descriptors: Sequence[int], *, poll: bool = True) -> None:
-        """Keep descriptors for the next start. `poll=False`: also when they report an error or hang-up."""
-        self._say("FDSTORE=1", f"FDNAME={name}", *(() if poll else ("FDPOLL=0",)), descriptors=descriptors)
+    def store(self, name: str, descriptors: Sequence[int], *, poll: bool = True) -> bool:
+        """Keep descriptors for the next start. `poll=False`: also when they report an error or hang-up. False
+        if it could not be said.
+        """
+        return self._say(
+            "FDSTORE=1", f"FDNAME={name}", *(() if poll else ("FDPOLL=0",)), descriptors=descriptors
+        )
 
     def forget(self, name: str) -> None:
         """Keep those of that name no longer."""
@@ -101,19 +106,29 @@ class Notifier:
         beside = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
-        for wait in (wait_seconds, 0):
+        deadline = time.monotonic() + wait_seconds
+        while True:
             try:
                 self._socket.sendmsg([message], beside, 0, self._address)
             except BlockingIOError:
-                if wait:
-                    poll = select.poll()
-                    poll.register(self._socket, select.POLLOUT)
-                    poll.poll(wait * 1000)
+                left = deadline - time.monotonic()
+                if left <= 0 or not _has_room(self._socket, self._address, left):
+                    return False
             except OSError:
                 return False  # the manager is being replaced, or was never there
             else:
                 return True
+
+
+def _has_room(sock: socket.socket, address: str, seconds: float) -> bool:
+    """Wait until a datagram finds room. The kernel tells that of the peer of a connected socket only."""
+    try:
+        sock.connect(address)
+    except OSError:
         return False
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _status(text: str) -> tuple[str, ...]:

@@ -135,6 +135,11 @@ class Bound:
         """Its name, with the port that the kernel chose."""
         return parse_name(self.socket.getsockname())
 
+    @property
+    def listens(self) -> bool:
+        """Whether the kernel makes connections."""
+        return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
     def listen(self, backlog: int) -> None:
         """Let the kernel make connections. Raises AemError ADDRESS_IN_USE."""
         try:
@@ -177,6 +182,35 @@ class Binder:
             raise
         return bound
 
+    def adopt(
+        self, place: Place, descriptor: int, *, owner: Hashable, reuse_port: bool = False
+    ) -> Bound | None:
+        """A copy of a listener that was bound to `place` by a process before this one; None if it is not what
+        bind() and listen() would make.
+        """
+        family, kind, raw = resolve(place)
+        copy = os.dup(descriptor)
+        try:
+            sock = socket.socket(fileno=copy)
+        except OSError:  # it is no socket
+            os.close(copy)
+            return None
+        bound = Bound(sock, place)
+        try:
+            if (
+                (sock.family, sock.type, sock.getsockname()) == (family, kind, raw)
+                and bound.listens
+                and (family == socket.AF_UNIX or reuse_port == _shares(sock))
+            ):
+                sock.setblocking(False)
+                if reuse_port:
+                    self._share(bound, owner)
+                return bound
+        except OSError:
+            pass  # then the address is bound anew, and the caller told what is wrong with that
+        sock.close()
+        return None
+
     def close(self, bound: Bound) -> None:
         """Close the socket."""
         if bound.held is not None:
@@ -211,3 +245,7 @@ class Binder:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         self._shared[key] = (owner, count + 1)
         bound.shared = key
+
+
+def _shares(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))

@@ -72,7 +72,7 @@ def test_ten_restarts_under_load_lose_nothing(aemd, program):
         assert last_ns - first_ns == (after - before) * PERIOD_NS
         assert member["open"] == 0
         assert member["closed"]["restart"] >= RESTARTS  # the guest who stays, each time
-        assert set(member["guests"]) <= {"", "cut", "refused"}
+        assert set(member["guests"]) <= {"", "cut"}  # nobody was refused
         assert member["guests"][""] > RESTARTS
 
 

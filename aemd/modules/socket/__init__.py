@@ -133,7 +133,11 @@ class Socket:
         bound: Bound | None = None
         try:
             address = _as_before(found.address, job)
-            bound = self._binder.bind(address, owner=job.owner.owner, reuse_port=found.reuse_port)
+            left = job.resumed.descriptor if job.resumed is not None else None
+            if left is not None:
+                bound = self._binder.adopt(address, left, owner=job.owner.owner, reuse_port=found.reuse_port)
+            if bound is None:
+                bound = self._binder.bind(address, owner=job.owner.owner, reuse_port=found.reuse_port)
             job.data = self._new(job, found, bound)
         except BaseException:
             if bound is not None:
@@ -194,6 +198,13 @@ class Socket:
         """The port and the connections; datagrams that come while nobody listens are lost."""
         found = _of(job)
         return found.memento() if isinstance(found, Listener) else None
+
+    def lasting(self, job: Job) -> int | None:
+        """The listener, unless its name is in a folder of the caller's."""
+        found = _of(job)
+        if not isinstance(found, Listener) or found.bound.held is not None or not found.bound.listens:
+            return None
+        return found.bound.socket.fileno()
 
     def details(self, job: Job) -> dict[str, str]:
         """Address, connections, counts."""
