@@ -146,8 +146,9 @@ def freeze_principal(principal: Principal) -> FrozenPrincipal:
 
 def thaw_principal(frozen: FrozenPrincipal) -> Principal:
     """As it was."""
-    owner = Owner(frozen.uid, **{name: frozen.rest[name] for name in _OWNER})
-    rest = {name: frozen.rest[name] for name in _REST}
+    known = frozen.rest  # of another version, which may have known less
+    owner = Owner(frozen.uid, **{name: known[name] for name in _OWNER if name in known})
+    rest = {name: known[name] for name in _REST if name in known}
     return Principal(owner, frozen.gid, tuple(frozen.groups), frozen.pid, frozen.start_time_ticks, **rest)
 
 

@@ -105,6 +105,8 @@ class Handover:
                 self._thaw(frozen, hold)
             except AemError as error:
                 log.get().warning("session lost", **{log.SESSION: frozen.id, log.REASON: error.message})
+            except Exception:  # what another version wrote: one session must not keep the daemon from serving
+                log.get().exception("session lost", **{log.SESSION: frozen.id})
 
     def _read(self) -> Estate | None:
         try:
@@ -183,11 +185,15 @@ def _write(path: str, content: bytes) -> None:
     """Put it there as a whole, or not at all."""
     fresh = path + ".new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(fresh, path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(fresh, path)
+    except OSError:
+        os.unlink(fresh)  # it holds tokens
+        raise
 
 
 def _take(path: str) -> bytes:
