@@ -52,7 +52,9 @@ class Flight(Waiting):
         unacked = self.unacked
         if not unacked:
             return 0
-        if seq >= self.sent:
+        if self.stats is not None and self.stats.retried:
+            settled = self._take_acked(self.stats, seq)
+        elif seq >= self.sent:
             settled = list(unacked.values())
             unacked.clear()
         else:
@@ -74,6 +76,17 @@ class Flight(Waiting):
         self._let_go(len(settled) - gaps, gaps, size)
         self._note_acked(settled, gaps, now_ns)
         return len(settled)
+
+    def _take_acked(self, stats: Stats, seq: int) -> list[Entry]:
+        """What an Ack of `seq` covers: not what was put aside, is retried and was not delivered since, for
+        the client has said that Ack without it.
+        """
+        assert self.unacked is not None
+        coming = stats.undelivered()
+        settled = [entry for last, entry in self.unacked.items() if last <= seq and entry not in coming]
+        for entry in settled:
+            del self.unacked[entry.last]
+        return settled
 
     def _note_acked(self, settled: list[Entry], gaps: int, now_ns: int) -> None:
         assert self.stats is not None
@@ -145,6 +158,7 @@ class Flight(Waiting):
         entry.state = ON_RETRY[EntryState.PARKED]
         self._put_again(entry)
         self.stats = self.stats or Stats()
+        self._note_retried(self.stats, entry)
         if parked.loss is None:
             self.depth += 1
             self.bytes += len(event)
@@ -154,6 +168,14 @@ class Flight(Waiting):
         assert self.unacked is not None
         self.unacked = OrderedDict(sorted(self.unacked.items()))
         return True
+
+    def _note_retried(self, stats: Stats, entry: Entry) -> None:
+        if self.options.acknowledgement != CUMULATIVE:
+            return
+        retried = stats.retried = stats.retried or set()
+        retried.add(entry)
+        if len(retried) > 2 * len(self.again or ()):
+            stats.undelivered()
 
     def _put_again(self, entry: Entry) -> None:
         """Put what was not in flight among what is to be sent again; the order is the caller's to restore."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from aemd.core.entry import Loss
+from aemd.core.entry import Entry, EntryState, Loss
 from aemd.core.history import Cursor
 
 STAGES = 5  # of session_pb2.Stage, the one that is not said among them
@@ -61,6 +61,13 @@ class Stats:
     last_error_time_ns: int = 0
     parked_list: list[Parked] = field(default_factory=list)
     lost_at: Sequence[int] = ()  # by session_pb2.Stage; empty until something is lost
+    retried: set[Entry] | None = None  # put aside before; some may have been delivered since
+
+    def undelivered(self) -> set[Entry]:
+        """Those of `retried` that have not been delivered since."""
+        coming = {entry for entry in self.retried or () if entry.state is EntryState.AGAIN}
+        self.retried = coming or None
+        return coming
 
     def lose(self, stage: int, numbers: int) -> None:
         """So many are in a gap of that stage."""

@@ -46,6 +46,19 @@ def test_a_retry_delivers_it_once_more_ahead_of_what_is_new(bench: Any) -> None:
     assert bench.engine.parked_of(job) == []
 
 
+def test_an_ack_said_before_a_retry_arrived_does_not_cover_it(bench: Any) -> None:
+    job = park(bench, b"a")
+    bench.engine.fire(job, b"b")
+    assert bench.entries() == [(2, 2, b"b", 1)]
+    bench.engine.retry(job, (), bench.now)
+    bench.ack(job, 2)
+    assert bench.entries() == [(1, 1, b"a", 2)]
+    assert job.binding.acked == 0
+    bench.ack(job, 2)
+    assert job.binding.acked == 2
+    assert not job.binding.unacked
+
+
 def test_what_fails_again_is_parked_again(bench: Any) -> None:
     job = park(bench, b"a")
     bench.engine.retry(job, (), bench.now)

@@ -963,7 +963,9 @@ Global___Grant: _TypeAlias = Grant  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """Everything of a binding up to a number is dealt with."""
+    """Everything of a binding up to a number is dealt with, but for what was put aside, is retried and was not
+    delivered since.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
