@@ -1,6 +1,10 @@
 """Restarts and deaths of the daemon under the load of fifty clients, which do nothing for it."""
 
+import contextlib
 import json
+import shutil
+import sqlite3
+from pathlib import Path
 
 from tests.system.box import PATIENCE
 
@@ -108,3 +112,33 @@ def test_a_daemon_that_is_killed_loses_nothing_unreported(aemd, program):
         assert member["seen"] == sorted(set(member["seen"]))  # in order, and none twice
         assert holes(member) == []
         assert member["open"] == 0
+
+
+def written(aemd, folder):
+    """How many entries of durable jobs are on disk; the daemon holds the file, so a copy is looked at."""
+    for path in Path(aemd.box.path("/var/lib/aemd")).glob("aemd.db*"):
+        shutil.copy(path, folder)
+    try:
+        with contextlib.closing(sqlite3.connect(folder / "aemd.db")) as database:
+            return database.execute("SELECT count(*) FROM entries").fetchone()[0]
+    except sqlite3.Error:
+        return 0  # it was copied between two writes
+
+
+def test_a_durable_job_keeps_what_was_written_when_the_daemon_is_killed(aemd, tmp_path):
+    aemd.ctl("create-job", "kept", "user", "channel=kept")
+    try:
+        for number in range(KILLS):
+            aemd.ctl("raise", "kept", f"event {number}")
+            aemd.box.until(lambda: written(aemd, tmp_path) == 2 * number + 1, "the write")  # noqa: B023
+            aemd.box.run("kill", "-KILL", str(aemd.pid))
+            aemd.box.until(lambda: aemd.restarts == number + 1 and aemd.state == "active", "a restart")  # noqa: B023
+            aemd.box.until(lambda: written(aemd, tmp_path) == 2 * number + 2, "the gap")  # noqa: B023
+        aemd.ctl("raise", "kept", f"event {KILLS}")
+        shown = aemd.ctl("follow-job", "kept", "--from", "oldest", "--count", str(KILLS + 1), "-o", "json")
+    finally:
+        aemd.ctl("shutdown-job", "kept")
+    found = [json.loads(line) for line in shown.stdout.splitlines()]
+    later = [entry for epoch in range(2, KILLS + 2) for entry in (("gap", epoch, 1), ("raised", epoch, 2))]
+    assert [(each["type"], each["epoch"], each["seq"]) for each in found] == [("raised", 1, 1), *later]
+    assert {each["cause"] for each in found if each["type"] == "gap"} == {"restart"}
