@@ -18,6 +18,7 @@ from aemd.core.history import Cursor
 from aemd.core.job import Job, JobState
 from aemd.core.now import Now
 from aemd.core.options import EXPLICIT, NONE
+from aemd.core.reader import Reader
 from aemd.core.session import Session
 from aemd.core.stats import Parked
 
@@ -88,6 +89,13 @@ class Answers(Course):
                 return
             raise _not_in_flight(binding_id, seq)
         self._check_cursor(binding, epoch, seq)
+        if reply is not None and isinstance(binding, Reader) and binding.follows:
+            raise AemError(
+                Code.FAILED_PRECONDITION,
+                "FOLLOWS_ONLY",
+                f"binding {binding_id} follows jobs/{binding.job.id} and does not answer for it; complete "
+                "without a reply, or bind with role REPLY",
+            )
         entry = binding.complete(seq, now.mono_ns) if epoch == binding.epoch else None
         if entry is None and (binding.options.acknowledgement != NONE or reply is not None):
             raise _not_in_flight(binding_id, seq)

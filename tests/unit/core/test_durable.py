@@ -206,6 +206,21 @@ def test_a_lost_client_makes_room_for_one_that_is_there(shelf: Shelf) -> None:
     assert shelf.entries(other) == [(1, 1, b"a", 2)]
 
 
+def test_who_follows_cannot_reply(shelf: Shelf) -> None:
+    job = shelf.make(acknowledgement=job_pb2.ACKNOWLEDGEMENT_EXPLICIT)
+    shelf.fire(job, b"a")
+    follower = shelf.bind(job, follows=True)
+    shelf.entries()
+    shelf.engine.take_effects()
+    with pytest.raises(AemError) as raised:
+        shelf.engine.complete(
+            follower.session, follower.id, 1, 1, error=None, reply=("write", b"x"), now=shelf.bench.now
+        )
+    assert raised.value.reason == "FOLLOWS_ONLY"
+    assert shelf.engine.take_effects() == []
+    shelf.complete(follower, 1)
+
+
 def test_who_follows_changes_nothing_for_who_answers(shelf: Shelf) -> None:
     job = shelf.make()
     shelf.fire(job, b"a")
