@@ -168,7 +168,8 @@ class World:
         assert len(daemon.sessions) == 1
         assert daemon.sessions._held == set()
         assert daemon.sessions._holds.keys() == daemon.sessions._streams.keys()
-        assert daemon.conductor._syncs == {}
+        syncs = daemon.conductor._syncs
+        assert (syncs._of_session, syncs._of_job) == ({}, {})
         assert engine.next_deadline_ns() is None
 
     def close(self):

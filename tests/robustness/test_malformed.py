@@ -30,7 +30,8 @@ def client(shared_daemon):
         yield client
         client.end_sessions()
         after = client.status()
-        assert (after.sessions, after.jobs, after.connections) == (0, 0, before.connections)
+        assert (after.sessions, after.jobs) == (0, 0)
+        assert after.connections <= before.connections  # one of the test before may have ended since
 
 
 @pytest.fixture
