@@ -62,6 +62,7 @@ class FrozenBinding:
     overdue: list[tuple[int, int, int]]
     stats: dict[str, Any]
     parked: list[dict[str, Any]]
+    retried: list[int]  # last numbers of `unacked`: what was put aside before, and not delivered since
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ _REST = tuple(
     for field in fields(Principal)
     if field.name not in ("owner", "gid", "groups", "pid", "start_time_ticks")
 )
-_STATS = tuple(field.name for field in fields(Stats) if field.name not in ("parked_list", "lost_at"))
+_APART = ("parked_list", "lost_at", "shown", "retried")  # those of Stats that are no plain values
+_STATS = tuple(field.name for field in fields(Stats) if field.name not in _APART)
 
 
 def freeze_principal(principal: Principal) -> FrozenPrincipal:
@@ -166,8 +168,13 @@ def freeze_binding(binding: Waiting) -> FrozenBinding:
         unacked=[_freeze_entry(entry, due.get(id(entry), 0)) for entry in (binding.unacked or {}).values()],
         behind=sorted(binding.behind or ()),
         overdue=list(binding.overdue or ()),
-        stats={name: getattr(stats, name) for name in _STATS} | {"lost_at": list(stats.lost_at)},
+        stats={
+            **{name: getattr(stats, name) for name in _STATS},
+            "lost_at": list(stats.lost_at),
+            "shown": list(stats.shown),
+        },
         parked=[_freeze_parked(parked) for parked in stats.parked_list],
+        retried=sorted(entry.last for entry in stats.undelivered()),
     )
 
 
@@ -197,6 +204,8 @@ def thaw_binding(binding: Waiting, frozen: FrozenBinding) -> None:
         else:
             binding.held_bytes += len(entry.event)
             _count(binding, entry, waits=entry.state is not EntryState.INFLIGHT)
+    if frozen.retried and binding.stats is not None and binding.unacked is not None:
+        binding.stats.retried = {binding.unacked[seq] for seq in frozen.retried}
 
 
 def _thaw_again(binding: Waiting, entry: Entry, due_ns: int) -> None:
@@ -223,6 +232,8 @@ def _count(binding: Waiting, entry: Entry, *, waits: bool) -> None:
 def _thaw_stats(binding: Waiting, frozen: FrozenBinding) -> None:
     stats = Stats(**{name: frozen.stats[name] for name in _STATS})
     stats.lost_at = tuple(frozen.stats["lost_at"])
+    head, acknowledged, lost = frozen.stats["shown"]
+    stats.shown = (head, acknowledged, lost)
     account, allowance = binding.session.account, binding.session.allowance
     for fact in frozen.parked:
         parked = _thaw_parked(fact)

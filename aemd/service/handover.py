@@ -29,7 +29,7 @@ from aemd.service.durables import Durables
 from aemd.service.lasting import Lasting
 from aemd.v1 import job_pb2
 
-VERSION = 2
+VERSION = 3
 FILE = "handover"
 FILE_BYTES_MAX = 4 << 30  # what queues may hold, and some
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -60,8 +60,19 @@ class Handover:
 
     def write(self, stopped: frozenset[Job]) -> bool:
         """Hand over all sessions. `stopped`: jobs that were stopped for the end. False, and a line in the
-        log, if that cannot be done.
+        log, if that cannot be done: whatever the reason, the daemon must end.
         """
+        try:
+            self._write(stopped)
+        except OSError as error:
+            log.get().error("nothing is handed over", **{log.ERROR: f"{self._path}: {error.strerror}"})
+            return False
+        except Exception:
+            log.get().exception("nothing is handed over")
+            return False
+        return True
+
+    def _write(self, stopped: frozenset[Job]) -> None:
         engine, conductor = self._engine, self._conductor
         conductor.forget_unopened()
 
@@ -76,13 +87,8 @@ class Handover:
 
         sessions = engine.freeze(started=started, memento=memento, now=conductor.now())
         estate = Estate(VERSION, _boot(), engine.next_id, sessions)
-        try:
-            _write(self._path, msgspec.msgpack.encode(estate))
-        except OSError as error:
-            log.get().error("nothing is handed over", **{log.ERROR: f"{self._path}: {error.strerror}"})
-            return False
+        _write(self._path, msgspec.msgpack.encode(estate))
         self._lasting.leave((job, conductor.lasting(job)) for job in jobs if started(job))
-        return True
 
     # -- the beginning
 

@@ -85,6 +85,23 @@ def test_what_waits_without_credit_is_kept(daemon, client):
     assert [seq for seq, _, _ in payloads(session, 49)] == list(range(2, 51))
 
 
+def test_what_is_retried_and_not_delivered_yet_is_kept_and_no_ack_covers_it(daemon, client):
+    session = client.session()
+    registered = session.register("user", channel="work", credit=job_pb2.Credit(events=3, bytes=1 << 20))
+    raise_on(session, "work", b"a", b"b", b"c")
+    payloads(session, 3)
+    cursor = job_pb2.Cursor(epoch=1, seq=1)
+    nack = session_pb2.Nack(binding=registered.binding, cursor=cursor, park=True, reason="cannot")
+    assert session.ask(nack=nack).result.status.code == 0
+    request = job_pb2.RetryParkedRequest(name=f"jobs/{registered.job}")
+    assert client.call("JobService/RetryParked", request, job_pb2.RetryParkedResponse).retried == 1
+    session, welcome = come_back(restart(daemon), session, b1=3)
+    assert welcome.resumed
+    ack(session, registered.binding, 3)
+    session.send(grant=session_pb2.Grant(binding=registered.binding, credit=LOTS))
+    assert payloads(session, 1) == [(1, b"a", 2)]
+
+
 def test_a_timer_keeps_its_rhythm_and_counts_what_it_missed(daemon, client):
     session = client.session()
     options = {"acknowledgement": job_pb2.ACKNOWLEDGEMENT_NONE}
