@@ -409,7 +409,7 @@ def test_killed_client_leaves_no_job_and_no_descriptor(daemon, eventually, folde
         eventually(
             lambda: client.status().descriptors_open <= before.descriptors_open, "the descriptors' return"
         )
-    assert not os.path.exists(f"{folder}/s")
+        eventually(lambda: not os.path.exists(f"{folder}/s"), "the end of the listener's path")
 
 
 def test_killed_front_costs_a_reconnect_and_no_job(launch):

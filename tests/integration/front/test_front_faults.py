@@ -217,12 +217,8 @@ def test_client_process_that_exits_is_noticed_once_and_leaves_nothing(echo):
 
 def test_descriptors_short_the_daemon_waits_instead_of_spinning(start):
     """Each client process costs the daemon one descriptor; those beyond wait in the backlog."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
-    try:
-        echo = start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    echo = start(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard)))
     with echo.channel() as channel:
         idle = echo.counters(channel)
         command = [sys.executable, "-S", "-c", SILENT, echo.path]
