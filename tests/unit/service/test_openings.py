@@ -256,6 +256,7 @@ def test_a_job_that_was_handed_over_is_not_lost_with_a_stream_while_it_opens(ben
     wire = bench.session()
     register(wire, start=False)
     bench.turn_until(lambda: 5 in answers(wire))
+    assert answers(wire)[5].HasField("registered"), answers(wire)[5]
     job = bench.daemon.engine.find_job(principal(), 1)
     conductor = bench.daemon.conductor
     bench.daemon.conductor._close(job)  # as if a daemon had just begun
@@ -271,6 +272,7 @@ def test_a_job_that_was_handed_over_says_while_it_opens_that_it_does(bench, need
     wire = bench.session()
     register(wire, start=False)
     bench.turn_until(lambda: 5 in answers(wire))
+    assert answers(wire)[5].HasField("registered"), answers(wire)[5]
     job = bench.daemon.engine.find_job(principal(), 1)
     bench.daemon.conductor._close(job)
     taken = []
