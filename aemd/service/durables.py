@@ -31,6 +31,7 @@ from aemd.core.reader import Reader
 from aemd.core.session import Session
 from aemd.core.traits import Traits
 from aemd.service import log
+from aemd.store.batch import Told
 from aemd.store.rows import ENDING, SPENT, STOPPED, JobRow, ParkedRow
 from aemd.store.schema import StoreError
 from aemd.store.store import Store
@@ -68,6 +69,7 @@ class Durables:
         self._started: dict[Job, int] = {}  # as the store knows it
         self._parked: dict[Job, set[Cursor]] = {}  # likewise
         self._refused: set[Job] = set()  # the store takes no more of them just now
+        self._waiting: list[Told] = []  # until what was done is on disk
         self._finding: Counter[int] = Counter()  # Binds of a session that wait for the store
 
     # -- the daemon
@@ -103,7 +105,8 @@ class Durables:
         """Why nothing, or nothing more, can be kept; empty if all is well."""
         if self._trouble is not None:
             return str(self._trouble)
-        return self._store.trouble if self._store is not None else ""
+        trouble = self._store.trouble if self._store is not None else None
+        return str(trouble or "")
 
     def registered(self, job: Job) -> None:
         """A job has been given its id: the next daemon must not give it out again."""
@@ -118,7 +121,16 @@ class Durables:
         store.next_id = self._engine.next_id
         for job in self._engine.take_kept():
             self._note(store, job)
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            store.when_written(told)
         store.flush()
+
+    def when_kept(self, answer: Callable[[AemError | None], None]) -> None:
+        """Tell `answer` once what was done up to now is on disk, and a daemon that is killed does not forget
+        it; or why it is not.
+        """
+        self._waiting.append(lambda trouble: answer(None if trouble is None else _not_kept(trouble)))
 
     def close(self) -> None:
         """The daemon ends: close the jobs, but keep them."""
@@ -130,7 +142,7 @@ class Durables:
             return
         whole = not any(job.durable and job.durable.unrecorded for job in self._jobs.values())
         if not store.close(whole=whole):
-            log.get().error("not everything was kept", **{log.ERROR: store.trouble})
+            log.get().error("not everything was kept", **{log.ERROR: str(store.trouble or "")})
         self._store = None  # while it closes it says what it has written
 
     def _note(self, store: Store, job: Job) -> None:
@@ -421,6 +433,14 @@ def _in_memory(job: Job, real_ns: int) -> Cursor:
         if record.real_ns >= real_ns:
             return Cursor(record.epoch, record.first - 1)
     return Cursor(job.epoch, job.binding.head)
+
+
+def _not_kept(trouble: StoreError) -> AemError:
+    return AemError(
+        Code.FAILED_PRECONDITION,
+        trouble.reason,
+        f"this is done, but not on disk yet, and would be forgotten if the daemon were killed; {trouble}",
+    )
 
 
 def check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from aemd.core.errors import AemError, invalid
 from aemd.core.history import Cursor
@@ -70,24 +71,27 @@ class JobService:
             self._conductor.authority.audit.looked(principal, "ListJobs", owner)
         return response
 
-    def _start(self, principal: Principal, request: job_pb2.StartJobRequest) -> job_pb2.Job | Later:
+    def _start(self, principal: Principal, request: job_pb2.StartJobRequest) -> Later:
         later = Later()
-
-        def started(job: Job | AemError) -> None:
-            later.give(job if isinstance(job, AemError) else self._view(job, principal))
-
+        answer = partial(self._answer, later, principal)
         job = self._find(principal, request.name, "StartJob")
-        return self._view(job, principal) if self._conductor.start(job, started) else later
+        if self._conductor.start(job, answer):
+            answer(job)
+        return later
 
-    def _stop(self, principal: Principal, request: job_pb2.StopJobRequest) -> job_pb2.Job:
+    def _stop(self, principal: Principal, request: job_pb2.StopJobRequest) -> Later:
+        later = Later()
         job = self._find(principal, request.name, "StopJob")
         self._conductor.stop(job)
-        return self._view(job, principal)
+        self._answer(later, principal, job)
+        return later
 
-    def _shutdown(self, principal: Principal, request: job_pb2.ShutdownJobRequest) -> job_pb2.Job:
+    def _shutdown(self, principal: Principal, request: job_pb2.ShutdownJobRequest) -> Later:
+        later = Later()
         job = self._find(principal, request.name, "ShutdownJob")
         self._conductor.shutdown(job, by=principal, deadline_ns=request.deadline_ns)
-        return self._view(job, principal)
+        self._answer(later, principal, job)
+        return later
 
     def _update(self, principal: Principal, request: job_pb2.UpdateJobRequest) -> job_pb2.Job:
         job = self._find(principal, request.job.name, "UpdateJob")
@@ -100,14 +104,13 @@ class JobService:
         self._conductor.set_priority(job, request.job.options.priority)
         return self._view(job, principal)
 
-    def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> job_pb2.Job | Later:
+    def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> Later:
         later = Later()
-
-        def made(job: Job | AemError) -> None:
-            later.give(job if isinstance(job, AemError) else self._view(job, principal))
-
-        job = self._durables.create(principal, request, made)
-        return self._view(job, principal) if job is not None else later
+        answer = partial(self._answer, later, principal)
+        job = self._durables.create(principal, request, answer)
+        if job is not None:
+            answer(job)
+        return later
 
     def _list_parked(
         self, principal: Principal, request: job_pb2.ListParkedRequest
@@ -130,6 +133,15 @@ class JobService:
         job = self._find(principal, request.name, "RetryParked")
         cursors = [Cursor(cursor.epoch, cursor.seq) for cursor in request.cursors]
         return job_pb2.RetryParkedResponse(retried=self._engine.retry(job, cursors, self._conductor.now()))
+
+    def _answer(self, later: Later, principal: Principal, result: Job | AemError) -> None:
+        """What was done with a job; with a durable one, once it is on disk."""
+        if isinstance(result, AemError):
+            later.give(result)
+        elif result.durable is None:
+            later.give(self._view(result, principal))
+        else:
+            self._durables.when_kept(lambda error: later.give(error or self._view(result, principal)))
 
     def _find(self, principal: Principal, name: str, doing: str) -> Job:
         text = resource_id("jobs", name)

@@ -9,7 +9,7 @@ Trimming is done with the write that makes it necessary, so a history is never l
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from aemd.core.history import Cursor, Keep, Range, Record
@@ -21,6 +21,7 @@ from aemd.store.rows import (
     pack_ranges,
     parked_columns,
 )
+from aemd.store.schema import StoreError
 
 TRIM_ROWS = 512  # looked at in one step
 PURGE_ROWS = 10_000  # of a job that is gone, in one commit
@@ -63,9 +64,12 @@ class Extent:
         return cls(keep, at.head, at.oldest, row.entries, row.bytes, at.lost)
 
 
+Told = Callable[[StoreError | None], None]
+
+
 @dataclass(slots=True)
 class Batch:
-    """What is to be written."""
+    """What is to be written, and who waits for it."""
 
     jobs: dict[int, tuple[JobRow, Keep]] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
@@ -77,6 +81,7 @@ class Batch:
     meta: dict[str, int] = field(default_factory=dict)
     aged_ns: int = 0  # look for entries that are too old; what time it is
     size: int = 0  # bytes of entries
+    waiting: list[Told] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(

@@ -19,9 +19,9 @@ import structlog
 from aemd.core.history import Cursor, Keep, Range, Record
 from aemd.core.limits import SECOND
 from aemd.sources.reactor import Reactor, Timer
-from aemd.store.batch import Batch, Extent, Writer
+from aemd.store.batch import Batch, Extent, Told, Writer
 from aemd.store.rows import JobRow, ParkedRow, job_row, parked_row
-from aemd.store.schema import explain, open_database
+from aemd.store.schema import StoreError, explain, open_database
 from aemd.store.worker import Find, Query, Read, Worker
 
 PENDING_BYTES_MAX = 64 * 1024 * 1024  # of entries that wait to be written
@@ -53,7 +53,7 @@ class Store:
         could not be.
         """
         self.path = path
-        self.trouble = ""
+        self.trouble: StoreError | None = None
         self._reactor = reactor
         self._trimmed = trimmed
         self._told = written
@@ -144,6 +144,17 @@ class Store:
             self._sent, self._next = self._next, Batch()
             self._worker.submit(self._sent)
 
+    def when_written(self, told: Told) -> None:
+        """Tell `told` once everything that was said up to now is on disk, or why it is not there yet."""
+        if self._retry is not None:
+            told(self.trouble)
+        elif self._next:
+            self._next.waiting.append(told)
+        elif self._sent is not None:
+            self._sent.waiting.append(told)
+        else:
+            told(None)
+
     @property
     def pending_bytes(self) -> int:
         """Bytes of entries that are not written yet."""
@@ -200,12 +211,12 @@ class Store:
 
     def _written(self, batch: Batch, trimmed: Mapping[int, Cursor], error: sqlite3.Error | None) -> None:
         if error is not None:
-            self._fail(error)
+            self._fail(batch, error)
             return
         self._sent = None
         self._retry_ns = RETRY_MIN_NS
-        if self.trouble:
-            self.trouble = ""
+        if self.trouble is not None:
+            self.trouble = None
             structlog.get_logger().warning("store works again", path=self.path)
         for job, records in batch.entries.items():
             if job in self._written_to:
@@ -213,15 +224,22 @@ class Store:
         for job, oldest in trimmed.items():
             self._trimmed(job, oldest)
         self._told(batch.entries)
+        self._tell(batch, None)
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _fail(self, batch: Batch, error: sqlite3.Error) -> None:
         found = explain(self.path, error)
-        if not self.trouble:
+        if self.trouble is None:
             structlog.get_logger().error("store cannot be written", reason=found.reason, error=str(found))
-        self.trouble = str(found)
+        self.trouble = found
+        self._tell(batch, found)
         self._retry = self._clock.call_at(self._clock.now_ns() + self._retry_ns, self._again)
         self._retry_ns = min(2 * self._retry_ns, RETRY_MAX_NS)
         self._told(())
+
+    def _tell(self, batch: Batch, trouble: StoreError | None) -> None:
+        waiting, batch.waiting = batch.waiting, []
+        for told in waiting:
+            told(trouble)
 
     def _again(self, _now_ns: int) -> None:
         self._retry = None

@@ -132,6 +132,26 @@ def test_an_orderly_restart_loses_nothing_and_delivers_nothing_twice_as_new(daem
     assert read(session, 3) == [(1, 2, 2, b"b", 2), (1, 3, 3, b"c", 2), (1, 4, 4, b"d", 1)]
 
 
+@pytest.mark.parametrize("done", ["CreateJob", "StopJob", "StartJob", "ShutdownJob"])
+def test_what_was_answered_is_known_to_the_daemon_after_a_kill(daemon, client, done):
+    for name in ("one", "two", "three"):
+        if done != "CreateJob":
+            create(client, name, channel="deploy", stopped=done == "StartJob")
+        if done == "CreateJob":
+            create(client, name, channel="deploy")
+        elif done == "ShutdownJob":
+            shut_down(client, name)
+        else:
+            request = getattr(job_pb2, f"{done}Request")(name=f"jobs/{name}")
+            client.call(f"JobService/{done}", request, job_pb2.Job)
+        client = again(daemon, kill=True)
+        if done == "ShutdownJob":
+            assert client.jobs() == []
+        else:
+            stopped = job_pb2.STATE_REGISTERED
+            assert get(client, name).state == (stopped if done == "StopJob" else job_pb2.STATE_ARMED)
+
+
 def test_a_killed_daemon_leaves_a_gap_and_keeps_what_was_written(daemon, client, eventually):
     create(client, channel="deploy")
     session = client.session()

@@ -320,12 +320,15 @@ FULL = """if True:
         store.flush()
     while not any(told):
         loop.turn(10**9)
-    assert "full" in store.trouble, store.trouble
+    assert "full" in str(store.trouble)
+    refused = []
+    store.when_written(refused.append)
+    assert refused == [store.trouble]
     os.unlink(folder + "/filler")
     while store.written_to(7) != (1, 8):
         loop.turn(10**9)
         store.flush()
-    assert not store.trouble
+    assert store.trouble is None
     found = []
     store.read(7, start, entries_max=99, bytes_max=1 << 30, done=found.extend)
     while not found:
