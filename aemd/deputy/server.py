@@ -120,12 +120,12 @@ class _Server:
     def _reap(self, pidfd: int) -> None:
         child = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
-        os.waitpid(child.pid, 0)
+        _, status = os.waitpid(child.pid, 0)
         os.close(pidfd)
         if child.told:
             self._tell(Answer(child.number, reaped=True), [])
         else:
-            answer, fds = _answer(child) or (Answer(child.number, Fault.KILLED), [])
+            answer, fds = _answer(child) or _unanswered(child, status)
             self._tell(replace(answer, number=child.number), fds)
         child.answers.close()
 
@@ -161,6 +161,16 @@ def _answer(child: _Child) -> tuple[Answer, list[int]] | None:
     except OSError:
         return None
     return (parse_answer(message), fds) if message else None
+
+
+def _unanswered(child: _Child, status: int) -> tuple[Answer, list[int]]:
+    """A signal ended it, and it may be its user who sent that; or the fault is ours, which is logged."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return Answer(child.number, Fault.KILLED, f"signal {-code}"), []
+    with contextlib.suppress(OSError):
+        os.write(2, b"aemd-deputy: a child failed, status %d\n" % code)
+    return Answer(child.number, Fault.KILLED, f"status {code}"), []
 
 
 def _be_child(request: Request, fds: list[int], answers: socket.socket) -> NoReturn:

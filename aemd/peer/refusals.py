@@ -34,7 +34,7 @@ def refusal(principal: Principal, need: Need, answer: Answer, limit_ns: int) -> 
     """The error for the caller."""
     shown = _shown(need)
     if answer.error >= Fault.TIMEOUT:
-        return _fault(principal, shown, Fault(answer.error), limit_ns)
+        return _fault(principal, shown, answer, limit_ns)
     name = errno.errorcode.get(answer.error, str(answer.error))
     said = os.strerror(answer.error)
     if answer.call == BECOMING or answer.call.startswith("/proc/"):
@@ -78,9 +78,9 @@ def _send_refused(shown: str, name: str, said: str, size: int) -> AemError:
     return AemError(Code.FAILED_PRECONDITION, "PEER_UNREACHABLE", f"{shown}: sendto: {said}", **facts)
 
 
-def _fault(principal: Principal, shown: str, fault: Fault, limit_ns: int) -> AemError:
-    code, reason, said = _FAULTS[fault]
-    message = said.format(uid=principal.uid, seconds=limit_ns / SECOND)
+def _fault(principal: Principal, shown: str, answer: Answer, limit_ns: int) -> AemError:
+    code, reason, said = _FAULTS[Fault(answer.error)]
+    message = said.format(uid=principal.uid, seconds=limit_ns / SECOND, by=answer.call or "the deputy's end")
     return AemError(code, reason, f"{shown}: {message}")
 
 
@@ -90,7 +90,11 @@ _FAULTS = {
         "PATH_TIMEOUT",
         "no answer within {seconds:g} s; a file system on the way does not answer",
     ),
-    Fault.KILLED: (Code.ABORTED, "DEPUTY_LOST", "the process that acted as uid {uid} was killed; ask again"),
+    Fault.KILLED: (
+        Code.ABORTED,
+        "DEPUTY_LOST",
+        "the process that acted as uid {uid} was killed ({by}); ask again",
+    ),
     Fault.GONE: (Code.FAILED_PRECONDITION, "CALLER_GONE", "the process that asked for it has exited"),
     Fault.PROCFS: (
         Code.PERMISSION_DENIED,

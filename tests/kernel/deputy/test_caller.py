@@ -17,27 +17,42 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: other use
 PR_GET_DUMPABLE = 3
 
 
-def as_another(*arguments, **options):
-    """Become somebody in a child; what /proc says of it then, its dumpable flag and its limits."""
+def forked(do, keep=()):
+    """What `do` says in a child that has nothing open but that and its way back, as those of the deputy."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if not pid:
         try:
-            caller.become(*arguments, **options)
-            with open("/proc/self/status", encoding="ascii") as file:
-                said = file.read()
-            said += f"Dumpable:\t{libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)}\n"
-            said += f"Processes:\t{resource.getrlimit(resource.RLIMIT_NPROC)}\n"
-            said += f"Core:\t{resource.getrlimit(resource.RLIMIT_CORE)}\n"
-            os.write(theirs, said.encode())
-        except BaseException as error:
-            os.write(theirs, repr(error).encode())
+            kept = sorted([*keep, theirs])
+            for low, high in zip([2, *kept], [*kept, 1 << 30], strict=True):
+                os.closerange(low + 1, high)
+            os.write(theirs, do())
         finally:
             os._exit(0)
     os.close(theirs)
-    with open(ours, encoding="ascii") as file:
+    with open(ours, "rb") as file:
         said = file.read()
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
+    assert said, os.waitstatus_to_exitcode(status)
+    return said
+
+
+def as_another(*arguments, **options):
+    """Become somebody in a child; what /proc says of it then, its dumpable flag and its limits."""
+
+    def become():
+        try:
+            caller.become(*arguments, **options)
+        except OSError as error:
+            return repr(error).encode()
+        with open("/proc/self/status", "rb") as file:
+            said = file.read()
+        said += b"Dumpable:\t%d\n" % libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+        said += b"Processes:\t%d %d\n" % resource.getrlimit(resource.RLIMIT_NPROC)
+        said += b"Core:\t%d %d\n" % resource.getrlimit(resource.RLIMIT_CORE)
+        return said
+
+    said = forked(become).decode()
     assert said.startswith("Name"), said
     return dict(line.split(":\t", 1) for line in said.splitlines() if ":\t" in line)
 
@@ -51,7 +66,7 @@ def test_nothing_of_root_is_left_in_who_becomes_a_user():
         assert int(status[name], 16) == 0, name
     assert status["NoNewPrivs"] == "1"
     assert status["Dumpable"] == "0"
-    assert status["Processes"] == status["Core"] == "(0, 0)"
+    assert status["Processes"] == status["Core"] == "0 0"
 
 
 def test_root_of_a_container_is_left_without_capabilities_too():
@@ -119,21 +134,14 @@ def test_pid_that_came_round_is_not_taken_for_the_caller(rig, own):
 
 def by_daemon_of(uid, request, fds):
     """What a deputy says that is not root; what it hands over is closed."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            switch(uid)
-            libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
-            answer, _ = task.perform(request, list(fds))
-            os.write(theirs, pack_answer(answer))
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with open(ours, "rb") as file:
-        said = file.read()
-    os.waitpid(pid, 0)
-    return parse_answer(said)
+
+    def perform():
+        switch(uid)
+        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+        answer, _ = task.perform(request, list(fds))
+        return pack_answer(answer)
+
+    return parse_answer(forked(perform, fds))
 
 
 def test_deputy_that_is_not_root_acts_for_its_own_user_below_its_own_root_only(rig, place, own):

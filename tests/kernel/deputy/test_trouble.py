@@ -131,6 +131,7 @@ def test_user_that_ends_or_stops_its_own_process_hurts_itself_only(make_rig, own
     rig.program(NOBODY, run=attack)
     rig.until(lambda: answers)
     assert answers[0].reason == reason
+    assert ("signal 9" in answers[0].message) == (number == signal.SIGKILL)
     assert rig.deputy.pid == deputy
     assert not isinstance(rig.open(program, own), AemError)
 
