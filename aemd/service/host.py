@@ -121,11 +121,7 @@ class ModuleHost:
 
     def room(self, job: Job, key: bytes, size: int) -> None:
         """The client may write `size` more bytes to `key`."""
-        frame = session_pb2.ServerFrame()
-        frame.room.job = job.id
-        frame.room.key = key
-        frame.room.bytes = size
-        self._engine.send_control(cast(CoreJob, job).session, frame.SerializeToString())
+        self._engine.give_room(cast(CoreJob, job), key, size)
 
     def fail(self, job: Job, reason: str) -> None:
         """The job's source failed."""

@@ -249,7 +249,8 @@ def _in_turn(connections: Mapping[Job, Mapping[int, int]]) -> Iterable[tuple[Job
     """One of each user after the other."""
     users: dict[int, deque[tuple[Job, int, int]]] = defaultdict(deque)
     for job, those in connections.items():
-        users[job.owner.uid] += ((job, number, fd) for number, fd in those.items())
+        for number, fd in those.items():
+            users[job.owner.uid].append((job, number, fd))
     while users:
         for uid in list(users):
             yield users[uid].popleft()

@@ -82,6 +82,7 @@ class Member:
         self.closed: collections.Counter[str] = collections.Counter()
         self.strange: list[str] = []
         self.guests: collections.Counter[str] = collections.Counter()
+        self.stayed = 0  # guests who did not leave by themselves
         self.ticked = asyncio.Event()
         self.over = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
@@ -164,6 +165,7 @@ class Member:
     async def stay(self) -> None:
         """A guest who does not leave."""
         while not self.over.is_set():
+            self.stayed += 1
             await self.visit(stay=True)
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -225,6 +227,7 @@ class Member:
             "closed": self.closed,
             "strange": self.strange,
             "guests": self.guests,
+            "stayed": self.stayed,
         }
 
 

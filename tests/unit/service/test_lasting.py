@@ -216,10 +216,10 @@ def test_connections_are_left_in_turn_as_many_as_there_is_room_for(make, manager
     monkeypatch.setattr(lasting_file, "STORED_MAX", 4)
     notifier.barrier = lambda: None
     lasting = make()
-    many, few = job(1, uid=1), job(2, uid=2)
+    many, few, none = job(1, uid=1), job(2, uid=2), job(3, uid=3)
     fd = file()
-    kept = lasting.leave({many: dict.fromkeys(range(10), fd), few: {77: fd}})
-    assert kept == {many: {0, 1, 2}, few: {77}}
+    kept = lasting.leave({many: dict.fromkeys(range(10), fd), few: {77: fd}, none: {}})
+    assert kept == {many: {0, 1, 2}, few: {77}, none: set()}
     assert [lines[1] for lines in heard(manager)] == [
         "FDNAME=job-1-connection-0",
         "FDNAME=job-2-connection-77",
