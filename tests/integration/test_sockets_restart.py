@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 
+import grpc
 import pytest
 
 from aemd.v1 import job_pb2, session_pb2
@@ -40,6 +43,8 @@ def daemon(folder, keeper):
     keeper.start(daemon)
     yield daemon
     if daemon.process.poll() is None:
+        with daemon.client() as client:
+            client.end_sessions()  # nobody answers any more
         daemon.stop()
     daemon.assert_healthy()
 
@@ -92,8 +97,9 @@ class Line:
                 self.session.send(complete=session_pb2.Complete(binding=binding, cursor=cursor))
         assert self.session.ask(sync=session_pb2.Sync()).HasField("sync_done")
 
-    def start(self):
-        self.keeper.start(self.daemon)
+    def start(self, *, running=False):
+        if not running:
+            self.keeper.start(self.daemon)
         self.client = self.daemon.client()
         received = {f"b{binding}": seq for binding, seq in self.received.items()}
         self.session, welcome = come_back(self.client, self.session, **received)
@@ -174,12 +180,9 @@ def test_a_connection_outlives_the_daemon_and_nothing_of_it_is_lost(line, keeper
 
 
 def test_output_that_the_peer_has_not_taken_and_its_half_closed_connection_go_on(line):
-    line.register(listen="tcp:127.0.0.1:0")
-    port = line.hear("listening")[2].socket.local.port
-    with socket.socket() as peer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        peer.settimeout(PATIENCE)
-        peer.connect(("127.0.0.1", port))
+    line.register(listen="unix:@aemd-test-output")
+    line.hear("listening")
+    with connect("\0aemd-test-output", socket.AF_UNIX) as peer:
         key = line.hear("accepted")[2].key
         peer.sendall(b"all of it")
         peer.shutdown(socket.SHUT_WR)
@@ -492,3 +495,29 @@ def test_a_session_whose_process_has_ended_leaves_no_socket(keeper, daemon, fold
     keeper.until(lambda names: not names)
     daemon.stop()
     assert not os.path.exists(f"{folder}/sock")
+
+
+def test_room_that_came_while_the_client_was_away_is_told_when_it_is_back(line, keeper):
+    line.register(listen="unix:@aemd-test-output")
+    line.hear("listening")
+    with connect("\0aemd-test-output", socket.AF_UNIX) as peer:
+        binding, seq, event = line.hear("accepted")
+        written = event.socket.room_bytes
+        sent = bytes(written)
+        line.answer(binding, seq, data=sent)
+        given = 0
+        line.daemon.signal(signal.SIGTERM)
+        with contextlib.suppress(grpc.RpcError):
+            while (frame := line.session.next()) is not None:
+                given += frame.room.bytes
+        assert line.daemon.process.wait(PATIENCE) == 0
+        assert given < written
+        keeper.start(line.daemon)
+        got = 0
+        while got < written:
+            got += len(peer.recv(65536))
+        line.received[binding] = seq
+        line.start(running=True)
+        while given < written:
+            given += line.session.skip_to("room").bytes
+    assert given == written
