@@ -31,7 +31,7 @@ from aemd.modules.left import Left
 from aemd.modules.need import BoundPath, Given
 from aemd.service.notify import Notifier
 from aemd.service.shelf import READ_NS, Shelf
-from aemd.sources.bound import Bound
+from aemd.sources.bound import Bound, occupied_by, silence
 from aemd.sources.reactor import Reactor
 
 LEAVE_SECONDS = 1.0  # a daemon ends within 5 s
@@ -79,7 +79,6 @@ class Lasting:
     ) -> None:
         """`remove`: closes a socket at a path, and removes its name as a user."""
         self._notifier = notifier
-        self._reactor = reactor
         self._remove = remove
         self.shelf = Shelf(notifier, reactor)
         self._found: dict[int, _Found] = {}
@@ -146,15 +145,21 @@ class Lasting:
             self._drop(job_id, name)
 
     def _abandon(self, found: _Found) -> None:
-        left = found.left
-        if left.listener >= 0 and left.directory >= 0:
-            listener, directory = left.take()
-            sock = socket.socket(fileno=listener)
-            place = Address("unix", path=os.fsencode(sock.getsockname()))
-            bound = BoundPath(sock, place, directory, left.identity, True, BoundPath.leave)
-            Bound(sock, place).silence()
-            self._remove(found.uid, found.gid, bound)
-        left.close()
+        listener, directory = found.left.take()
+        found.left.close()
+        if listener < 0:
+            if directory >= 0:
+                os.close(directory)
+            return
+        sock = socket.socket(fileno=listener)
+        silence(sock)
+        self._vacate(occupied_by(sock))
+        if directory < 0:
+            sock.close()
+            return
+        place = Address("unix", path=os.fsencode(sock.getsockname()))
+        bound = BoundPath(sock, place, directory, found.left.identity, True, BoundPath.leave)
+        self._remove(found.uid, found.gid, bound)
 
     # -- while it runs
 
@@ -188,11 +193,16 @@ class Lasting:
         if not names:
             del self._names[job_id]
         place = self._places.pop(name, "")
-        if self.shelf.drop(name) and place:
-            now_ns = self._reactor.mono_ns() or time.monotonic_ns()
-            for old in [old for old, since_ns in self._vacating.items() if since_ns < now_ns - READ_NS]:
-                del self._vacating[old]
-            self._vacating[place] = now_ns
+        if self.shelf.drop(name):
+            self._vacate(place)
+
+    def _vacate(self, place: str) -> None:
+        if not place:
+            return
+        now_ns = time.monotonic_ns()
+        for old in [old for old, since_ns in self._vacating.items() if since_ns < now_ns - READ_NS]:
+            del self._vacating[old]
+        self._vacating[place] = now_ns
 
     def vacating(self, place: str) -> bool:
         """Whether a job has let go of `place`, and the manager may still have it."""

@@ -76,6 +76,24 @@ def occupied(place: Place) -> str:
     return f"unix:{place.path[1:].hex()}" if place.path.startswith(b"\0") else ""
 
 
+def occupied_by(sock: socket.socket) -> str:
+    """The same of a socket that is bound."""
+    name = parse_name(sock.getsockname())
+    if sock.family != socket.AF_UNIX:
+        return f"{'udp' if sock.type == socket.SOCK_DGRAM else 'tcp'}:{name.port}"
+    return f"unix:{name.path[1:].hex()}" if name.path.startswith(b"\0") else ""
+
+
+def silence(sock: socket.socket) -> None:
+    """Let nobody through to it any more, whoever else still has it open."""
+    with contextlib.suppress(OSError):
+        if sock.family == socket.AF_UNIX or sock.type != socket.SOCK_DGRAM:
+            sock.shutdown(socket.SHUT_RDWR)
+        else:  # it hears this peer alone, and there is none
+            host, _, *rest = sock.getsockname()
+            sock.connect((host, NOBODYS_PORT, *rest))
+
+
 def _unix_path(path: bytes) -> bytes:
     abstract = path.startswith(b"\0")
     limit = UNIX_PATH_BYTES_MAX + abstract
@@ -160,23 +178,12 @@ class Bound:
     @property
     def occupies(self) -> str:
         """See occupied(); with the port that the kernel chose."""
-        if self.socket.family == socket.AF_UNIX:
-            return occupied(self.place)
-        return f"{self.place.family}:{self.port}"
+        return occupied_by(self.socket)
 
     @property
     def port(self) -> int:
         """Its port; 0 where there are none."""
         return self.name().port
-
-    def silence(self) -> None:
-        """Let nobody through to it any more, whoever else still has it open."""
-        with contextlib.suppress(OSError):
-            if self.socket.family == socket.AF_UNIX or self.socket.type != socket.SOCK_DGRAM:
-                self.socket.shutdown(socket.SHUT_RDWR)
-            else:  # it hears this peer alone, and there is none
-                host, _, *rest = self.socket.getsockname()
-                self.socket.connect((host, NOBODYS_PORT, *rest))
 
     def listen(self, backlog: int) -> None:
         """Let the kernel make connections. Raises AemError ADDRESS_IN_USE."""
@@ -241,7 +248,7 @@ class Binder:
 
     def close(self, bound: Bound) -> None:
         """Close the socket."""
-        bound.silence()
+        silence(bound.socket)
         if bound.held is not None:
             bound.held.close()
         self._close(bound)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 HIGH = 700  # above the numbers that descriptors are passed on as
 STARTED = """if True:  # what a manager does between fork and exec
@@ -22,14 +23,15 @@ STARTED = """if True:  # what a manager does between fork and exec
 
 
 class Keeper:
-    """`kept`: the descriptors by their names. `room`: how many it takes, those beyond are closed. `said`: the
-    first line of each message that was no FDSTORE.
+    """`kept`: the descriptors by their names. `room`: how many it takes; the names of those beyond are in
+    `refused`. `idle_seconds`: before it looks at a message.
     """
 
     def __init__(self, folder):
         self.kept = {}
         self.refused = []
         self.room = 512
+        self.idle_seconds = 0.0
         self._condition = threading.Condition()
         self._path = f"{folder}/notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -42,6 +44,7 @@ class Keeper:
             message, fds, _, _ = socket.recv_fds(self._socket, 4096, 16)
             if message == b"over":
                 return
+            time.sleep(self.idle_seconds)
             lines = dict(line.split("=", 1) for line in message.decode().split("\n"))
             with self._condition:
                 self._note(lines, fds)

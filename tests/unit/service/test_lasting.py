@@ -191,6 +191,17 @@ def test_a_job_that_ends_before_its_turn_is_never_told_of(make, manager, bind):
     assert heard(manager) == []
 
 
+def test_an_address_that_nobody_asks_for_is_silenced_and_its_place_vacated(make, manager, bind):
+    bound = bind()
+    bound.listen(5)
+    name = bound.socket.getsockname()
+    lasting = make(("job-7", os.dup(bound.socket.fileno())))
+    lasting.clear()
+    assert lasting.vacating(bound.occupies)
+    with socket.socket() as peer, pytest.raises(ConnectionRefusedError):
+        peer.connect(name)
+
+
 def test_a_place_is_vacated_once_the_manager_has_read_it(make, manager, bind, loop):
     lasting, bound = make(), bind("udp")
     place = bound.occupies
@@ -212,15 +223,19 @@ def test_a_place_is_vacated_once_the_manager_has_read_it(make, manager, bind, lo
     assert not lasting.vacating(place)
 
 
-def test_connections_are_left_in_turn_as_many_as_there_is_room_for(make, manager, notifier, monkeypatch):
-    monkeypatch.setattr(lasting_file, "STORED_MAX", 4)
+def test_connections_are_left_in_turn_as_many_as_there_is_room_for(
+    make, manager, notifier, monkeypatch, bind
+):
+    monkeypatch.setattr(lasting_file, "STORED_MAX", 5)
     notifier.barrier = lambda: None
     lasting = make()
     many, few, none = job(1, uid=1), job(2, uid=2), job(3, uid=3)
     fd = file()
+    lasting.keep(many, bind())
     kept = lasting.leave({many: dict.fromkeys(range(10), fd), few: {77: fd}, none: {}})
     assert kept == {many: {0, 1, 2}, few: {77}, none: set()}
     assert [lines[1] for lines in heard(manager)] == [
+        "FDNAME=job-1",
         "FDNAME=job-1-connection-0",
         "FDNAME=job-2-connection-77",
         "FDNAME=job-1-connection-1",
