@@ -53,6 +53,7 @@ class Shelf:
         self._pause_ns = PAUSE_NS
         self._reading: _Barrier | None = None
         self._unread: list[Callable[[], None]] = []  # wait for the next barrier
+        self._patience: Timer | None = None  # of these, with a manager that cannot even be asked
 
     def __contains__(self, name: str) -> bool:
         """Whether the manager was told to keep it."""
@@ -115,8 +116,9 @@ class Shelf:
         if not self._forget():
             self._later(min(2 * self._pause_ns, PAUSE_MAX_NS))
             return
-        if self._unread and self._reading is None:
-            self._ask()
+        if self._unread and self._reading is None and not self._ask():
+            self._later(min(2 * self._pause_ns, PAUSE_MAX_NS))
+            return
         for told in range(BATCH + 1):
             turn = self._next()
             if turn is None:
@@ -173,15 +175,28 @@ class Shelf:
     # -- what it has read
 
     def await_read(self, done: Callable[[], None]) -> None:
-        """Call `done` once the manager has read all that it was told, or READ_NS have passed."""
+        """Call `done` once the manager has read all that it was told, or that has taken too long."""
         self._unread.append(done)
+        if self._patience is None:
+            clock = self._reactor.clock("monotonic")
+            self._patience = clock.call_at(clock.now_ns() + READ_NS, self._read_no_more)
 
-    def _ask(self) -> None:
+    def _read_no_more(self, _now_ns: int) -> None:
+        for done in self._take_unread():
+            done()
+
+    def _take_unread(self) -> list[Callable[[], None]]:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        waiting, self._unread = self._unread, []
+        return waiting
+
+    def _ask(self) -> bool:
         reader = self._notifier.begin_barrier()
         if reader < 0:
-            self._later(min(2 * self._pause_ns, PAUSE_MAX_NS))
-            return
-        waiting, self._unread = self._unread, []
+            return False
+        waiting = self._take_unread()
 
         def over() -> None:
             self._reading = None
@@ -189,6 +204,7 @@ class Shelf:
                 done()
 
         self._reading = _Barrier(self._reactor, reader, over)
+        return True
 
     # -- the end
 
@@ -206,6 +222,7 @@ class Shelf:
     def close(self) -> None:
         """Say what is still to be forgotten, and nothing more."""
         self._stop()
+        self._take_unread()
         self._waiting.clear()
         self._forget()
         if self._reading is not None:

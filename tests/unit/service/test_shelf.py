@@ -28,6 +28,9 @@ class Manager:
     def forget(self, name, *, wait):
         return self._take("forget", name)
 
+    def begin_barrier(self):
+        return -1
+
 
 @pytest.fixture
 def manager():
@@ -110,6 +113,16 @@ def test_a_manager_that_takes_nothing_is_asked_again_more_and_more_seldom(shelf,
     settle(shelf, loop)
     assert manager.said == [("store", "one")]
     assert shelf._pause_ns == shelf_file.PAUSE_NS
+
+
+def test_who_waits_for_a_manager_that_cannot_be_asked_waits_a_bounded_time(shelf, loop, monkeypatch):
+    monkeypatch.setattr(shelf_file, "READ_NS", 1_000_000)
+    done = []
+    shelf.await_read(lambda: done.append(True))
+    shelf.flush()
+    while not done:
+        loop.turn(10**9)
+    assert shelf._unread == []
 
 
 def test_the_end_tells_all_that_has_room_and_keeps_nothing_waiting(shelf, manager, loop):
