@@ -163,7 +163,7 @@ class Member:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def stay(self) -> None:
-        """A guest who does not leave."""
+        """A guest who does not leave, and says a line from time to time."""
         while not self.over.is_set():
             self.stayed += 1
             await self.visit(stay=True)
@@ -183,12 +183,10 @@ class Member:
         try:
             writer.write(b"line\n")
             answer = await reader.readline()
-            if stay:
-                leaving = asyncio.create_task(self.over.wait())
-                ended = asyncio.create_task(reader.read())
-                await asyncio.wait((leaving, ended), return_when=asyncio.FIRST_COMPLETED)
-                leaving.cancel()
-                ended.cancel()
+            while stay and answer == b"line\n" and not self.over.is_set():
+                await asyncio.sleep(PAUSE_SECONDS)
+                writer.write(b"line\n")
+                answer = await reader.readline()
             return "" if answer == b"line\n" else "cut"
         except OSError:
             return "cut"
