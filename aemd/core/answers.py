@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from aemd.core import encoding
 from aemd.core.binding import Binding
 from aemd.core.course import Course
 from aemd.core.effects import Operate
@@ -227,6 +228,16 @@ class Answers(Course):
         """
         session.add_control(frame)
         self._check_control(session)
+
+    def give_room(self, job: Job, key: bytes, size: int) -> None:
+        """So much more may be written to `key`. Who has no stream is told when it comes back: it may wait for
+        that alone.
+        """
+        session = job.session
+        if session.connected:
+            self.send_control(session, encoding.room_frame(job.id, key, size))
+        elif job.durable is None:
+            session.rooms[job.id, key] = session.rooms.get((job.id, key), 0) + size
 
     def announce(self, job: Job, frame: bytes) -> None:
         """Send the answer to the registration of `job`; what was said of it before comes behind that."""

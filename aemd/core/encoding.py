@@ -29,6 +29,13 @@ _GAP_SCOPE = b"\x42"  # Gap.scope = 8
 _SMALL = [bytes((n,)) for n in range(128)]
 
 
+def room_frame(job: int, key: bytes, size: int) -> bytes:
+    """A Room."""
+    frame = session_pb2.ServerFrame()
+    frame.room.job, frame.room.key, frame.room.bytes = job, key, size
+    return frame.SerializeToString()
+
+
 def varint(number: int) -> bytes:
     """An unsigned number as protobuf writes it: seven bits a byte, the lowest first."""
     if number < 128:

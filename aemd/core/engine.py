@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from aemd.core import encoding
 from aemd.core.accounts import Accounts
 from aemd.core.answers import Answers
 from aemd.core.binding import Binding
@@ -112,6 +113,9 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         session.allowance = self.accounts.allowance(principal)
         session.sheet.resumed += 1
         self._set_session_credit(session, credit)
+        rooms, session.rooms = session.rooms, {}
+        for (number, key), size in rooms.items():
+            self.send_control(session, encoding.room_frame(number, key, size))
         for binding in list(session.bindings.values()):
             self._restream(binding, positions.get(binding.id, (0, 0)))
         return session

@@ -85,6 +85,7 @@ class Outbox:
         "queued_bytes",
         "ready",
         "ready_sessions",
+        "rooms",
         "timed",
         "urgent",
     )
@@ -96,6 +97,7 @@ class Outbox:
         self.control: deque[bytes | Job] = deque()  # frames, and jobs whose state is to be told
         self.control_bytes = 0  # of the frames; of jobs there are no more than the client made
         self.news: set[Job] = set()  # in control
+        self.rooms: dict[tuple[int, bytes], int] = {}  # came without a stream: (job, key) -> bytes
         self.awaited = 0  # Syncs of bindings that wait for what was queued before them
         self.credit_events = 0
         self.credit_bytes = 0

@@ -26,7 +26,7 @@ allowed; from start() it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -38,7 +38,9 @@ from aemd.core.limits import Limits
 from aemd.core.policy import Ruling
 from aemd.core.principal import Principal
 from aemd.core.right import Act
-from aemd.modules.need import Given, Need, OpenPath
+from aemd.modules.left import Left
+from aemd.modules.need import Errand, Given, Need, OpenPath
+from aemd.sources.bound import Bound
 from aemd.sources.reactor import Reactor
 from aemd.v1 import event_pb2, session_pb2
 from aemd.v1 import module_pb2 as pb
@@ -152,7 +154,7 @@ class Host(Protocol):
         and start() only.
         """
 
-    def ask(self, job: Job, need: Need, answered: Callable[[Given | AemError], None]) -> None:
+    def ask(self, job: Job, need: Errand, answered: Callable[[Given | AemError], None]) -> None:
         """Have one thing more done as the owner of `job`, with the rights that he has now; `answered` is told
         in a later turn, unless the job has ended by then.
         """
@@ -163,6 +165,21 @@ class Host(Protocol):
     def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
         """Charge `count` of a quota's resource (core/quota.py) to the user of `job`; whatever needs it keeps
         the Charge and refunds it. Raises AemError if there is too little.
+        """
+
+    def left(self, job: Job) -> Left | None:
+        """What the service manager has kept of `job` since the daemon before this one; open() closes what it
+        does not use. In needs() and open() only.
+        """
+
+    def keep(self, job: Job, bound: Bound) -> None:
+        """Have the service manager keep the address of `job`, with what waits there, for the next daemon, if
+        it has room; until the job is closed.
+        """
+
+    def vacating(self, place: str) -> bool:
+        """Whether a job that is closed had kept what occupied `place` (sources/bound.py), and the service
+        manager may still have it open: nobody can bind it yet. Need Vacancy waits for that.
         """
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
@@ -271,9 +288,15 @@ class Module(Protocol):
         may have been stopped for the end. Only asked where a module has it.
         """
 
-    def lasting(self, job: Job) -> int | None:
-        """A descriptor of the job that the service manager may keep for the next daemon, where there is one;
-        that one's open() may find it in job.resumed, or not. Only asked where a module has it.
+    def descriptors(self, job: Job) -> Mapping[int, int]:
+        """What of the job, besides what Host.keep() was told, the service manager may keep for the next
+        daemon: descriptors by numbers of the module's own. Asked, with leave(), at an orderly end, and only
+        where a module has it.
+        """
+
+    def leave(self, job: Job, *, bound: bool, kept: Collection[int]) -> None:
+        """The daemon ends, and so much of the job is kept for the next one. Do nothing with that any more but
+        close it: memento() and close() follow.
         """
 
     def shutdown(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from aemd.modules.left import Left
 from aemd.sources.bound import Place
 
 
@@ -46,6 +47,23 @@ class ListenPath:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptPath:
+    """What was `left` of a socket at a path, if that still leads the caller to it; else as `bind`. Becomes a
+    BoundPath.
+    """
+
+    left: Left
+    bind: BindPath
+
+
+@dataclass(frozen=True, slots=True)
+class Vacancy:
+    """Nobody holds what a job had at `place` any more; see Host.vacating. Becomes None."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class OpenPath:
     """A path of the caller's, absolute; becomes an OpenedPath. `field`: what a refusal is about."""
 
@@ -63,7 +81,8 @@ class SendPath:
     data: bytes
 
 
-Need = BindPath | ListenPath | OpenPath | SendPath
+Errand = BindPath | ListenPath | AdoptPath | OpenPath | SendPath  # for the deputy
+Need = Errand | Vacancy
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +109,7 @@ class BoundPath:
     identity: tuple[int, int]
     listens: bool
     remove: Callable[[BoundPath], None]  # has the name removed as the caller, and closes `directory`
+    adopted: bool = False
 
     def close(self) -> None:
         """Close the socket and let its name go, if it is still its own; once is enough."""
@@ -97,6 +117,14 @@ class BoundPath:
             return
         self.socket.close()
         self.remove(self)
+        self.directory = -1
+
+    def leave(self) -> None:
+        """Close the socket, and leave the name: the next daemon has it."""
+        if self.directory < 0:
+            return
+        self.socket.close()
+        os.close(self.directory)
         self.directory = -1
 
 

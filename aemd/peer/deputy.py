@@ -30,10 +30,20 @@ import structlog
 from aemd.core.accounts import Accounts, Charge
 from aemd.core.errors import AemError
 from aemd.core.limits import MS, SECOND
-from aemd.core.principal import Principal
+from aemd.core.principal import Owner, Principal
 from aemd.deputy import protocol
 from aemd.deputy.protocol import Answer, Fault, Flag, Kind, Request, State
-from aemd.modules.need import BindPath, BoundPath, Given, ListenPath, Need, OpenedPath, OpenPath, SendPath
+from aemd.modules.need import (
+    AdoptPath,
+    BindPath,
+    BoundPath,
+    Errand,
+    Given,
+    ListenPath,
+    OpenedPath,
+    OpenPath,
+    SendPath,
+)
 from aemd.peer import refusals
 from aemd.peer.turns import Turns
 from aemd.sources.reactor import Reactor, Timer
@@ -65,7 +75,7 @@ class Asked:
     """A question on its way. `cancel()`: the answer is not wanted any more."""
 
     principal: Principal
-    need: Need | _RemovePath
+    need: Errand | _RemovePath
     limit: int
     answered: Answered | None
     user: tuple[int, bool] = (0, False)
@@ -142,7 +152,7 @@ class Deputy:
         """Whether anything is under way."""
         return bool(self._running or self._lingering or self._unsent or len(self._turns))
 
-    def ask(self, principal: Principal, need: Need, answered: Answered, *, at_home: bool = False) -> Asked:
+    def ask(self, principal: Principal, need: Errand, answered: Answered, *, at_home: bool = False) -> Asked:
         """Have it done; `answered` is told later, in another turn, what came out or why not.
 
         A principal without a process (pid 0) is one of the machine's users, below the machine's own root.
@@ -163,6 +173,14 @@ class Deputy:
         asked.database = True
         self._wait(asked)
         return asked
+
+    def remove_left(self, uid: int, gid: int, bound: BoundPath) -> None:
+        """Close a socket that nobody goes on with, and remove its name as its user, who may have no process
+        any more.
+        """
+        nobody = Principal(Owner(uid), gid, groups=(), pid=0, start_time_ticks=0, administrator=False)
+        bound.remove = lambda bound: self._remove(nobody, bound, capable=False, database=True)
+        bound.close()
 
     def close(self) -> None:
         """Answer nothing more, let the names of closed sockets go, and end it."""
@@ -339,6 +357,10 @@ class Deputy:
                 asked.alone, asked.replace = True, identity
                 self._turns.add(asked, first=True)
                 return
+        if isinstance(asked.need, AdoptPath) and answer.error and asked.wanted:
+            asked.need = asked.need.bind  # its path leads elsewhere by now, or the caller may not go there
+            self._turns.add(asked, first=True)
+            return
         self._tell(asked, answer, fds)
 
     def _tell(self, asked: Asked, answer: Answer, fds: list[int]) -> None:
@@ -360,26 +382,34 @@ class Deputy:
 
     def _given(self, asked: Asked, answer: Answer, fds: list[int]) -> Given:
         need, identity = asked.need, (answer.device, answer.inode)
+        principal, capable = asked.principal, bool(State.CAPABLE & answer.state)
+
+        def remove(bound: BoundPath) -> None:
+            self._remove(principal, bound, capable=capable)
+
         if isinstance(need, BindPath):
             self._bound.add(identity)
-            principal, capable = asked.principal, bool(State.CAPABLE & answer.state)
-            return BoundPath(
-                socket.socket(fileno=fds[0]),
-                need.place,
-                fds[1],
-                identity,
-                need.backlog is not None,
-                lambda bound: self._remove(principal, bound, capable=capable),
-            )
+            sock, listens = socket.socket(fileno=fds[0]), need.backlog is not None
+            return BoundPath(sock, need.place, fds[1], identity, listens, remove)
+        if isinstance(need, AdoptPath) and asked.wanted:  # else it stays where it is
+            identity = need.left.identity
+            self._bound.add(identity)
+            listener, directory = need.left.take()
+            sock = socket.socket(fileno=listener)
+            sock.setblocking(False)
+            return BoundPath(sock, need.bind.place, directory, identity, True, remove, adopted=True)
         if isinstance(need, OpenPath):
             return OpenedPath(fds[0], identity)
         return None
 
-    def _remove(self, principal: Principal, bound: BoundPath, *, capable: bool) -> None:
+    def _remove(
+        self, principal: Principal, bound: BoundPath, *, capable: bool, database: bool = False
+    ) -> None:
         need = _RemovePath(bound.place.path, bound.directory, bound.identity)
         asked = Asked(principal, need, self._limit(principal), None)
         asked.user = (principal.uid, principal.administrator)
         asked.capable = capable
+        asked.database = database
         self._wait(asked)
 
     # The process.
@@ -506,7 +536,7 @@ def _deliver(asked: Asked, given: Given | AemError) -> None:
         given.close()
 
 
-def _facts(need: Need | _RemovePath) -> tuple[Kind, bytes, list[int] | None, dict[str, int]]:
+def _facts(need: Errand | _RemovePath) -> tuple[Kind, bytes, list[int] | None, dict[str, int]]:
     """Kind, path, descriptors and the other fields of a request; no descriptors: it is closed already."""
     match need:
         case BindPath():
@@ -519,6 +549,11 @@ def _facts(need: Need | _RemovePath) -> tuple[Kind, bytes, list[int] | None, dic
             facts["device"], facts["inode"] = bound.identity
             fd = bound.socket.fileno()
             return Kind.LISTEN, bound.place.path, [fd] if fd >= 0 else None, facts
+        case AdoptPath():
+            facts = {"backlog": -1}
+            facts["device"], facts["inode"] = need.left.identity
+            fd = need.left.listener
+            return Kind.LISTEN, need.bind.place.path, [fd] if fd >= 0 else None, facts
         case OpenPath():
             return Kind.OPEN, need.path, [], {"access": int(need.access)}
         case SendPath():

@@ -12,7 +12,7 @@ from aemd.core.errors import AemError, Code, exhausted, invalid
 from aemd.core.limits import SECOND
 from aemd.core.principal import Principal
 from aemd.deputy.protocol import BECOMING, Answer, Fault
-from aemd.modules.need import BindPath, ListenPath, Need, OpenPath, SendPath
+from aemd.modules.need import AdoptPath, BindPath, Errand, ListenPath, OpenPath, SendPath
 from aemd.sources.bound import refusal as socket_refusal
 
 TOO_LONG = (errno.EMSGSIZE, errno.ENOBUFS)
@@ -30,8 +30,9 @@ def busy(principal: Principal, limit: int) -> AemError:
     )
 
 
-def refusal(principal: Principal, need: Need, answer: Answer, limit_ns: int) -> AemError:
+def refusal(principal: Principal, need: Errand, answer: Answer, limit_ns: int) -> AemError:
     """The error for the caller."""
+    need = need.bind if isinstance(need, AdoptPath) else need
     shown = _shown(need)
     if answer.error >= Fault.TIMEOUT:
         return _fault(principal, shown, answer, limit_ns)
@@ -132,7 +133,7 @@ _FAULTS = {
 }
 
 
-def _shown(need: Need) -> str:
+def _shown(need: BindPath | ListenPath | OpenPath | SendPath) -> str:
     match need:
         case BindPath():
             return str(need.place)

@@ -7,7 +7,7 @@ raises is its bug: the job ends with that reason, the traceback goes to the log,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from aemd.modules.params import parse_values
 from aemd.service import errors, log
 from aemd.service.authority import MODULE_USER, Authority
 from aemd.service.descriptors import Descriptors
+from aemd.service.lasting import Lasting
 from aemd.service.openings import Openings
 from aemd.service.registry import Registry
 from aemd.service.syncs import Syncs
@@ -80,6 +81,7 @@ class Conductor:
         registry: Registry,
         authority: Authority,
         openings: Openings,
+        lasting: Lasting,
     ) -> None:
         self.engine = engine
         self.reactor = reactor
@@ -88,6 +90,7 @@ class Conductor:
         self.registry = registry
         self.authority = authority
         self.openings = openings
+        self.lasting = lasting
         self.session_ended: Callable[[Session, AemError], None] = lambda _session, _error: None
         self.registered: Callable[[Job], None] = lambda _job: None
         self.fetch: Callable[[effects.Fetch], None] = lambda _wish: None
@@ -172,7 +175,7 @@ class Conductor:
         """Undo a job that its module does not have."""
         if job.state is not JobState.GONE:
             self.engine.discard(job)
-        self.descriptors.release(job.id)
+        self._give_back(job)
         return self._explained(error, what, job)
 
     # Durable jobs.
@@ -230,6 +233,7 @@ class Conductor:
             try:
                 if start:
                     self._start(job)
+                job.resumed = None
             except AemError as refusal:
                 taken(refusal)
             else:
@@ -241,7 +245,7 @@ class Conductor:
             given(None)
 
     def _not_taken_up(self, job: Job, error: AemError, taken: Callable[[AemError | None], None]) -> None:
-        self.descriptors.release(job.id)
+        self._give_back(job)
         if job.state is not JobState.GONE:
             self._closed.add(job)
         taken(error)
@@ -348,7 +352,7 @@ class Conductor:
             try:
                 needs = _module(job).needs(job, opening=True, starting=start)
             except Exception as error:
-                self.descriptors.release(job.id)
+                self._give_back(job)
                 raise self._explained(error, "needs", job) from error
         if not needs:
             self._give(job, start=start)
@@ -357,7 +361,7 @@ class Conductor:
         def opened(error: AemError | None) -> None:
             try:
                 if error is not None:
-                    self.descriptors.release(job.id)
+                    self._give_back(job)
                     raise error
                 self._give(job, start=start)
             except AemError as refusal:
@@ -372,12 +376,13 @@ class Conductor:
         try:
             _module(job).open(job)
         except Exception as error:
-            self.descriptors.release(job.id)
+            self._give_back(job)
             raise self._explained(error, "open", job) from error
         self._closed.discard(job)
         job.reason = ""
         if start:
             self._start(job)
+        job.resumed = None
 
     def stop(self, job: Job) -> None:
         """Disarm a job; a start that is under way comes to nothing."""
@@ -460,7 +465,7 @@ class Conductor:
         """The stream that asked is gone: its request ids mean nothing on the next one."""
         for job in self.openings.forget(session):
             self.engine.discard(job)
-            self.descriptors.release(job.id)
+            self._give_back(job)
         self._syncs.forget(session)
 
     def forget_unopened(self) -> None:
@@ -515,16 +520,34 @@ class Conductor:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return None
 
-    def lasting(self, job: Job) -> int | None:
-        """What of the job may outlast this daemon."""
-        if job in self._closed or job.data is None:
-            return None
+    def leaving(self) -> Iterator[Job]:
+        """The jobs that their modules can leave, with what is open, to the next daemon."""
+        for module in self.registry:
+            if hasattr(module, "leave"):
+                for job in self.engine.jobs_of_module(module.description.name):
+                    fires = job.state in (JobState.REGISTERED, JobState.ARMED, JobState.DEGRADED)
+                    if fires and job not in self._closed and not self.openings.is_opening(job):
+                        yield job
+
+    def open_of(self, job: Job) -> Mapping[int, int]:
+        """Descriptors of a job that may be left, besides its address."""
         try:
-            ask = getattr(_module(job), "lasting", None)
-            return ask(job) if ask is not None else None
+            return _module(job).descriptors(job)
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+            return {}
+
+    def leave(self, job: Job, kept: Collection[int]) -> bytes | None:
+        """Close a job that the next daemon goes on with; its memento. `kept`: of open_of()."""
+        try:
+            _module(job).leave(job, bound=self.lasting.keeps(job), kept=kept)
+            return self.memento(job)
         except Exception:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return None
+        finally:
+            self._close_module(job)
+            self._closed.add(job)
 
     # Policy.
 
@@ -685,11 +708,7 @@ class Conductor:
         if opening:
             job.session.withhold_state(job)  # nobody has been told of it
             return
-        try:
-            _module(job).close(job)
-        except Exception:
-            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
-        self.descriptors.release(job.id)
+        self._close_module(job)
         session = job.session
         if session.ended:  # with all its jobs: nobody is to be told, and each would look through them all
             self.forget_requests(session)
@@ -699,6 +718,18 @@ class Conductor:
                 self.engine.send_control(asking, errors.result(request_id, not_found(f"jobs/{job.id}")))
             else:
                 self._sync_mark(asking, job, request_id)
+
+    def _close_module(self, job: Job) -> None:
+        try:
+            _module(job).close(job)
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+        self._give_back(job)
+
+    def _give_back(self, job: Job) -> None:
+        """What it held, and its module has not given back."""
+        self.descriptors.release(job.id)
+        self.lasting.release(job.id)
 
     def _end_faulty(self, job: Job, reason: str) -> None:
         """Its module has a bug: a job ends, a durable one is closed and can be started again."""

@@ -116,7 +116,9 @@ class Daemon:
             pidfd_of=lambda principal: self.peers.pidfd_of(principal),
             limit_ns=limits.deputy_ns,
         )
-        openings = Openings(self.deputy)
+        self.notifier = notifier or Notifier()
+        self.lasting = Lasting(self.notifier, self.loop, left, remove=self.deputy.remove_left)
+        openings = Openings(self.deputy, self.lasting)
         self.host = ModuleHost(
             reactor=self.loop,
             limits=limits,
@@ -124,6 +126,7 @@ class Daemon:
             descriptors=self.descriptors,
             authority=self.authority,
             openings=openings,
+            lasting=self.lasting,
         )
         self.registry = Registry(self.host)
         self.conductor = Conductor(
@@ -134,6 +137,7 @@ class Daemon:
             registry=self.registry,
             authority=self.authority,
             openings=openings,
+            lasting=self.lasting,
         )
         self.loop.after_wake(self._begin_turn)
         self.loop.before_sleep(self._end_turn)  # before the link's hook, which flushes what this one sends
@@ -147,7 +151,6 @@ class Daemon:
             accounts=self.accounts,
             given=given,
         )
-        self.notifier = notifier or Notifier()
         self.watchdog = Watchdog(
             self.loop, self.notifier, self.peers, listening=lambda: self.peers.listener in self.loop
         )
@@ -158,8 +161,7 @@ class Daemon:
         )
         self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
-        lasting = Lasting(self.notifier, left)
-        self.handover = Handover(self.conductor, self.durables, lasting, config.state_dir)
+        self.handover = Handover(self.conductor, self.durables, self.lasting, config.state_dir)
         self.methods = {
             **JobService(self.conductor, self.durables).methods(),
             **ModuleService(self.conductor).methods(),
@@ -179,7 +181,7 @@ class Daemon:
             self.reload.begin()
         except ConfigurationError as error:
             raise StartError(told(error)) from None
-        self.durables.begin()
+        self.durables.begin(self.handover.read())
         self.handover.take_up(self.sessions.hold_absent)
         self.reload.begin_jobs()  # behind what was there before
 
@@ -246,6 +248,7 @@ class Daemon:
         else:
             self.loop.defer(_nothing)  # the hooks run once more
         self.durables.keep()
+        self.lasting.shelf.flush()
         if self.draining and not self._handed_over and self.sessions.idle(late=self._late):
             self._stop_soon()
         self._set_timer()
@@ -320,6 +323,7 @@ class Daemon:
         self.authority.audit.close()
         self.durables.close()
         self.registry.close()
+        self.lasting.close()
         self.watchdog.close()
         self.deputy.close()
         self.peers.close()

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from aemd.core import effects
@@ -74,8 +75,10 @@ class Durables:
 
     # -- the daemon
 
-    def begin(self) -> None:
-        """Open the store and make its jobs again; what goes wrong is logged, and the daemon goes on."""
+    def begin(self, mementos: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        """Open the store and make its jobs again; what goes wrong is logged, and the daemon goes on.
+        `mementos`: what their modules said when the daemon before ended in order.
+        """
         try:
             self._store = store = Store(
                 self._conductor.reactor,
@@ -93,7 +96,7 @@ class Durables:
             if row.start_ns == ENDING:  # the handlers that ran have gone
                 store.forget(row.id)
             else:
-                self._restore(store, row)
+                self._restore(store, row, mementos.get(row.id))
         for aside in store.parked:
             job = self._jobs.get(aside.job)
             if job is not None:
@@ -299,7 +302,7 @@ class Durables:
 
     # -- making again
 
-    def _restore(self, store: Store, row: JobRow) -> None:
+    def _restore(self, store: Store, row: JobRow, memento: bytes | None) -> None:
         definition = _definition(row)
         request = definition.request
         principal = _principal(row.owner, definition, administrator=row.owner == self._administrator)
@@ -346,8 +349,10 @@ class Durables:
             self._engine.exhaust(job, "it had fired for the last time before the daemon was restarted")
             self._conductor.close_job(job, job.reason)
         else:
-            if row.start_ns:
-                job.resumed = Resumed(row.start_ns, store.newest.get(row.id, b""))
+            if not store.clean:
+                memento = None  # the daemon did not get as far as the end of what it wrote
+            if row.start_ns or memento is not None:
+                job.resumed = Resumed(row.start_ns, store.newest.get(row.id, b""), memento)
             self._conductor.reopen_job(job, start=bool(row.start_ns))
 
     def of_files(self) -> list[tuple[Job, job_pb2.JobDefinition]]:

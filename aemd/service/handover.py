@@ -12,7 +12,7 @@ ends.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,7 +29,7 @@ from aemd.service.durables import Durables
 from aemd.service.lasting import Lasting
 from aemd.v1 import job_pb2
 
-VERSION = 3
+VERSION = 4
 FILE = "handover"
 FILE_BYTES_MAX = 4 << 30  # what queues may hold, and some
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -38,12 +38,13 @@ Hold = Callable[[Session], bool]
 
 @dataclass(frozen=True, slots=True)
 class Estate:
-    """What one daemon leaves to the next."""
+    """What one daemon leaves to the next. `mementos`: of durable jobs that were left open, by id."""
 
     version: int
     boot: str
     next_job: int
     sessions: list[FrozenSession] = field(default_factory=list)
+    mementos: dict[int, bytes] = field(default_factory=dict)
 
 
 class Handover:
@@ -55,6 +56,7 @@ class Handover:
         self._durables = durables
         self._lasting = lasting
         self._path = os.path.join(state_dir, FILE)
+        self._estate: Estate | None = None
 
     # -- the end
 
@@ -79,30 +81,33 @@ class Handover:
         def started(job: Job) -> bool:
             return job in stopped or job.state in (JobState.ARMED, JobState.DEGRADED)
 
-        jobs: list[Job] = []
+        kept = self._lasting.leave({job: conductor.open_of(job) for job in conductor.leaving()})
 
         def memento(job: Job) -> bytes | None:
-            jobs.append(job)
-            return conductor.memento(job)
+            return conductor.leave(job, kept[job]) if job in kept else conductor.memento(job)
 
         sessions = engine.freeze(started=started, memento=memento, now=conductor.now())
-        estate = Estate(VERSION, _boot(), engine.next_id, sessions)
+        mementos = {job.id: memento(job) for job in kept if job.durable is not None}
+        known = {number: said for number, said in mementos.items() if said is not None}
+        estate = Estate(VERSION, _boot(), engine.next_id, sessions, known)
         _write(self._path, msgspec.msgpack.encode(estate))
-        self._lasting.leave((job, conductor.lasting(job)) for job in jobs if started(job))
 
     # -- the beginning
 
+    def read(self) -> Mapping[int, bytes]:
+        """Look at what the daemon before handed over; the mementos of durable jobs."""
+        self._estate = self._read()
+        return self._estate.mementos if self._estate is not None else {}
+
     def take_up(self, hold: Hold) -> None:
-        """Go on with what the daemon before handed over. `hold`: watches the process of a session; False if
-        it has ended.
-        """
+        """Go on with it. `hold`: watches the process of a session; False if it has ended."""
         try:
             self._take_up(hold)
         finally:
             self._lasting.clear()
 
     def _take_up(self, hold: Hold) -> None:
-        estate = self._read()
+        estate, self._estate = self._estate, None
         if estate is None:
             return
         self._engine.ids_begin(estate.next_job)
@@ -162,8 +167,8 @@ class Handover:
         if frozen.spent:
             conductor.never_open(job)
             return
-        if frozen.started and frozen.memento is not None:
-            job.resumed = Resumed(memento=frozen.memento, descriptor=self._lasting.of(job.id))
+        if frozen.memento is not None:
+            job.resumed = Resumed(memento=frozen.memento)
 
         def taken(refusal: AemError | None) -> None:
             if job.state is JobState.GONE:

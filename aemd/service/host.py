@@ -16,10 +16,13 @@ from aemd.core.job import Job as CoreJob
 from aemd.core.limits import Limits
 from aemd.core.principal import Principal
 from aemd.modules.contract import Job
-from aemd.modules.need import Given, Need
+from aemd.modules.left import Left
+from aemd.modules.need import Errand, Given
 from aemd.service.authority import Authority
 from aemd.service.descriptors import Descriptors
+from aemd.service.lasting import Lasting
 from aemd.service.openings import Openings
+from aemd.sources.bound import Bound
 from aemd.sources.reactor import Reactor
 from aemd.v1 import session_pb2
 
@@ -36,6 +39,7 @@ class ModuleHost:
         descriptors: Descriptors,
         authority: Authority,
         openings: Openings,
+        lasting: Lasting,
     ) -> None:
         self.reactor = reactor
         self.limits = limits
@@ -43,12 +47,14 @@ class ModuleHost:
         self._engine = engine
         self._descriptors = descriptors
         self._openings = openings
+        self._lasting = lasting
+        self.vacating = lasting.vacating
 
     def given(self, job: Job) -> Sequence[Given]:
         """What came out of needs(job)."""
         return self._openings.take(cast(CoreJob, job))
 
-    def ask(self, job: Job, need: Need, answered: Callable[[Given | AemError], None]) -> None:
+    def ask(self, job: Job, need: Errand, answered: Callable[[Given | AemError], None]) -> None:
         """Have one thing more done as the owner of `job`."""
         self._openings.ask(cast(CoreJob, job), need, answered)
 
@@ -63,6 +69,14 @@ class ModuleHost:
     def hold(self, job: Job, resource: str, count: int = 1) -> Charge:
         """Charge something else to the user of `job`."""
         return self._engine.accounts.charge(job.owner, resource, count)
+
+    def left(self, job: Job) -> Left | None:
+        """What the service manager has kept of `job` since the daemon before."""
+        return self._lasting.of(job.id)
+
+    def keep(self, job: Job, bound: Bound) -> None:
+        """Have the service manager keep the address of `job`."""
+        self._lasting.keep(cast(CoreJob, job), bound)
 
     def fire(self, job: Job, event: bytes, *, key: bytes = b"", count: int = 1) -> None:
         """A stimulus hit `job`."""
@@ -107,11 +121,7 @@ class ModuleHost:
 
     def room(self, job: Job, key: bytes, size: int) -> None:
         """The client may write `size` more bytes to `key`."""
-        frame = session_pb2.ServerFrame()
-        frame.room.job = job.id
-        frame.room.key = key
-        frame.room.bytes = size
-        self._engine.send_control(cast(CoreJob, job).session, frame.SerializeToString())
+        self._engine.give_room(cast(CoreJob, job), key, size)
 
     def fail(self, job: Job, reason: str) -> None:
         """The job's source failed."""

@@ -183,6 +183,8 @@ class Measurements:
         samples.put("aemd_loop_turn_longest_seconds", loop.longest_ns / SECOND)
         samples.put("aemd_descriptors_open", descriptors_open())
         samples.put("aemd_descriptors_max", daemon.descriptors.limit)
+        samples.put("aemd_kept_descriptors", daemon.lasting.shelf.kept)
+        samples.put("aemd_kept_waiting", daemon.lasting.shelf.waiting)
         samples.put("aemd_resident_bytes", resident_bytes())
         used = resource.getrusage(resource.RUSAGE_SELF)
         samples.put("aemd_cpu_seconds", used.ru_utime + used.ru_stime)

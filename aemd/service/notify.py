@@ -68,27 +68,43 @@ class Notifier:
         """The sign of life that the watchdog waits for."""
         self._say("WATCHDOG=1", wait_seconds=0)
 
-    def store(self, name: str, descriptors: Sequence[int], *, poll: bool = True) -> bool:
+    def store(self, name: str, descriptors: Sequence[int], *, poll: bool = True, wait: bool = True) -> bool:
         """Keep descriptors for the next start. `poll=False`: also when they report an error or hang-up. False
-        if it could not be said.
+        if it could not be said; without `wait` that may be because there is no room just now.
         """
         return self._say(
-            "FDSTORE=1", f"FDNAME={name}", *(() if poll else ("FDPOLL=0",)), descriptors=descriptors
+            "FDSTORE=1",
+            f"FDNAME={name}",
+            *(() if poll else ("FDPOLL=0",)),
+            descriptors=descriptors,
+            wait_seconds=WAIT_SECONDS if wait else 0,
         )
 
-    def forget(self, name: str) -> None:
-        """Keep those of that name no longer."""
-        self._say("FDSTOREREMOVE=1", f"FDNAME={name}")
+    def forget(self, name: str, *, wait: bool = True) -> bool:
+        """Keep those of that name no longer; False as of store()."""
+        return self._say("FDSTOREREMOVE=1", f"FDNAME={name}", wait_seconds=WAIT_SECONDS if wait else 0)
+
+    def begin_barrier(self, *, wait: bool = False) -> int:
+        """A descriptor that reports a hang-up when the manager has read what was said so far, the caller's to
+        close; -1 if that could not be asked.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        said = self._say("BARRIER=1", descriptors=(writer,), wait_seconds=WAIT_SECONDS if wait else 0)
+        os.close(writer)
+        if said:
+            return reader
+        os.close(reader)
+        return -1
 
     def barrier(self, seconds: float = WAIT_SECONDS) -> bool:
         """Wait until the manager has read what was said so far; whether it has."""
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+        reader = self.begin_barrier(wait=True)
+        if reader < 0:
+            return False
         try:
-            said = self._say("BARRIER=1", descriptors=(writer,))
-            os.close(writer)
             poll = select.poll()
             poll.register(reader, 0)  # the hang-up alone: the manager closes its copy
-            return said and bool(poll.poll(seconds * 1000))
+            return bool(poll.poll(seconds * 1000))
         finally:
             os.close(reader)
 

@@ -1,4 +1,5 @@
-"""What waits for the deputy: registrations and starts whose modules need something done as the caller.
+"""What waits for the deputy: registrations and starts whose modules need something done as the caller, or an
+address that the service manager has not let go of yet.
 
 A job that is being opened is the engine's already: it has its id, is charged to its user, is listed and can
 be shut down. Its module does not know it yet. So it ends here and not in the module, whatever ends it: its
@@ -18,8 +19,9 @@ from aemd.core.errors import AemError
 from aemd.core.job import Job, JobState
 from aemd.core.principal import Principal
 from aemd.core.session import Session
-from aemd.modules.need import Given, Need
+from aemd.modules.need import Errand, Given, Need, Vacancy
 from aemd.peer.deputy import Asked, Deputy
+from aemd.service.lasting import Lasting, Waits
 
 Done = Callable[["AemError | None"], None]
 
@@ -38,7 +40,7 @@ class _Opening:
         self.opening = opening
         self.left = count
         self.given: list[Given] = [None] * count
-        self.asked: list[Asked] = []
+        self.asked: list[Asked | Waits] = []
 
     def withdraw(self) -> None:
         """Nobody waits for it any more."""
@@ -50,8 +52,9 @@ class _Opening:
 class Openings:
     """All that wait, by job."""
 
-    def __init__(self, deputy: Deputy) -> None:
+    def __init__(self, deputy: Deputy, lasting: Lasting) -> None:
         self._deputy = deputy
+        self._lasting = lasting
         self._openings: dict[Job, list[_Opening]] = {}
         self._sessions: dict[Session, dict[_Opening, None]] = {}
         self._asked: dict[Job, set[Asked]] = {}  # by modules, while the job runs
@@ -95,7 +98,7 @@ class Openings:
             owner = job.owner if new else _standing(job)
             waiting.asked.append(self._ask(owner, need, waiting, index))
 
-    def _ask(self, principal: Principal, need: Need, opening: _Opening, index: int) -> Asked:
+    def _ask(self, principal: Principal, need: Need, opening: _Opening, index: int) -> Asked | Waits:
         def answered(given: Given | AemError) -> None:
             if isinstance(given, AemError):
                 self._drop(opening)
@@ -114,13 +117,15 @@ class Openings:
             finally:
                 give_back(self._given.pop(job_id, ()))
 
+        if isinstance(need, Vacancy):
+            return self._lasting.await_vacancy(need.place, answered)
         return self._deputy.ask(principal, need, answered, at_home=opening.job.durable is not None)
 
     def take(self, job: Job) -> Sequence[Given]:
         """What was given for `job`; the module's from now on."""
         return self._given.pop(job.id, ())
 
-    def ask(self, job: Job, need: Need, answered: Callable[[Given | AemError], None]) -> None:
+    def ask(self, job: Job, need: Errand, answered: Callable[[Given | AemError], None]) -> None:
         """One thing more for a job that runs."""
         asked_now = self._asked.setdefault(job, set())
 

@@ -7,6 +7,7 @@ is bound elsewhere, by a process that is the caller (`modules/need.py`); abstrac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Protocol
 from aemd.core.errors import AemError, Code, invalid
 from aemd.sources.socket import SHORTAGE, Name, RawAddress, parse_name
 
+NOBODYS_PORT = 1  # tcpmux, RFC 1078; nobody sends datagrams from there
 UNIX_PATH_BYTES_MAX = 107  # sizeof(sockaddr_un.sun_path) without its closing NUL; unix(7)
 
 _FAMILIES = {
@@ -63,6 +65,33 @@ def resolve(place: Place) -> tuple[socket.AddressFamily, socket.SocketKind, RawA
             "as 127.0.0.1, an IPv6 address such as [::1], or 0.0.0.0 or [::] for all interfaces",
         ) from error
     return found[0][0], kind, found[0][4]  # type: ignore[return-value]
+
+
+def occupied(place: Place) -> str:
+    """What a socket at `place` keeps others from binding: a port or an abstract name. Empty: nothing, as for
+    port 0 and paths.
+    """
+    if place.family in ("tcp", "udp"):
+        return f"{place.family}:{place.port}" if place.port else ""
+    return f"unix:{place.path[1:].hex()}" if place.path.startswith(b"\0") else ""
+
+
+def occupied_by(sock: socket.socket) -> str:
+    """The same of a socket that is bound."""
+    name = parse_name(sock.getsockname())
+    if sock.family != socket.AF_UNIX:
+        return f"{'udp' if sock.type == socket.SOCK_DGRAM else 'tcp'}:{name.port}"
+    return f"unix:{name.path[1:].hex()}" if name.path.startswith(b"\0") else ""
+
+
+def silence(sock: socket.socket) -> None:
+    """Let nobody through to it any more, whoever else still has it open."""
+    with contextlib.suppress(OSError):
+        if sock.family == socket.AF_UNIX or sock.type != socket.SOCK_DGRAM:
+            sock.shutdown(socket.SHUT_RDWR)
+        else:  # it hears this peer alone, and there is none
+            host, _, *rest = sock.getsockname()
+            sock.connect((host, NOBODYS_PORT, *rest))
 
 
 def _unix_path(path: bytes) -> bytes:
@@ -121,15 +150,21 @@ class Held(Protocol):
     def close(self) -> None:
         """Close it, and let the name go."""
 
+    def leave(self) -> None:
+        """Close it, and leave the name to whoever else has the socket."""
+
 
 @dataclass(slots=True, eq=False)
 class Bound:
-    """A socket with its address. `held`: by whom it was bound, if not here."""
+    """A socket with its address. `held`: by whom it was bound, if not here. `adopted`: a process before this
+    one has bound it, and what came since then is in it.
+    """
 
     socket: socket.socket
     place: Place
     shared: tuple[str, int] | None = None
     held: Held | None = None
+    adopted: bool = False
 
     def name(self) -> Name:
         """Its name, with the port that the kernel chose."""
@@ -139,6 +174,16 @@ class Bound:
     def listens(self) -> bool:
         """Whether the kernel makes connections."""
         return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    @property
+    def occupies(self) -> str:
+        """See occupied(); with the port that the kernel chose."""
+        return occupied_by(self.socket)
+
+    @property
+    def port(self) -> int:
+        """Its port; 0 where there are none."""
+        return self.name().port
 
     def listen(self, backlog: int) -> None:
         """Let the kernel make connections. Raises AemError ADDRESS_IN_USE."""
@@ -185,36 +230,36 @@ class Binder:
     def adopt(
         self, place: Place, descriptor: int, *, owner: Hashable, reuse_port: bool = False
     ) -> Bound | None:
-        """A copy of a listener that was bound to `place` by a process before this one; None if it is not what
-        bind() and listen() would make.
+        """A socket that was bound to `place` by a process before this one, with its connections and datagrams
+        that wait; None, and it is closed, if it is not what bind() and listen() would make.
         """
-        family, kind, raw = resolve(place)
-        copy = os.dup(descriptor)
-        try:
-            sock = socket.socket(fileno=copy)
-        except OSError:  # it is no socket
-            os.close(copy)
+        if not fits(place, descriptor, reuse_port=reuse_port):
+            os.close(descriptor)
             return None
-        bound = Bound(sock, place)
+        bound = Bound(socket.socket(fileno=descriptor), place, adopted=True)
+        bound.socket.setblocking(False)
         try:
-            if (
-                (sock.family, sock.type, sock.getsockname()) == (family, kind, raw)
-                and bound.listens
-                and (family == socket.AF_UNIX or reuse_port == _shares(sock))
-            ):
-                sock.setblocking(False)
-                if reuse_port:
-                    self._share(bound, owner)
-                return bound
-        except OSError:
-            pass  # then the address is bound anew, and the caller told what is wrong with that
-        sock.close()
-        return None
+            if reuse_port:
+                self._share(bound, owner)
+        except OSError:  # then it is bound anew, and the caller told what is wrong with that
+            bound.socket.close()
+            return None
+        return bound
 
     def close(self, bound: Bound) -> None:
         """Close the socket."""
+        silence(bound.socket)
         if bound.held is not None:
             bound.held.close()
+        self._close(bound)
+
+    def leave(self, bound: Bound) -> None:
+        """Close the socket here, and leave it as it is to whoever else has it."""
+        if bound.held is not None:
+            bound.held.leave()
+        self._close(bound)
+
+    def _close(self, bound: Bound) -> None:
         bound.socket.close()
         if bound.shared is not None:
             owner, count = self._shared.pop(bound.shared)
@@ -245,6 +290,37 @@ class Binder:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         self._shared[key] = (owner, count + 1)
         bound.shared = key
+
+
+def fits(place: Place, descriptor: int, *, reuse_port: bool = False) -> bool:
+    """Whether `descriptor` is a socket that bind() and listen() would make of `place`; a port that the kernel
+    was to choose is one that it has chosen.
+    """
+    family, kind, raw = resolve(place)
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except (OSError, ValueError):  # it is no socket, or nothing
+        return False
+    try:
+        name = sock.getsockname()
+        if family != socket.AF_UNIX and not place.port:
+            name = (name[0], 0, *name[2:])
+        return (
+            (sock.family, sock.type, name) == (family, kind, _as_named(family, raw))
+            and (kind == socket.SOCK_DGRAM or Bound(sock, place).listens)
+            and (family == socket.AF_UNIX or reuse_port == _shares(sock))
+        )
+    except OSError:
+        return False
+    finally:
+        sock.detach()
+
+
+def _as_named(family: int, raw: RawAddress) -> RawAddress:
+    """A raw address as getsockname() gives it: a path is text there."""
+    if family == socket.AF_UNIX and isinstance(raw, bytes) and not raw.startswith(b"\0"):
+        return os.fsdecode(raw)
+    return raw
 
 
 def _shares(sock: socket.socket) -> bool:

@@ -70,6 +70,10 @@ class Framing(Protocol):
 
     too_long: bool
 
+    @property
+    def held(self) -> bytes:
+        """What has been fed and not been taken."""
+
     def feed(self, data: bytes | memoryview) -> None:
         """More of the stream."""
 
@@ -93,6 +97,11 @@ class LineFraming:
         self._buffer = bytearray()
         self._limit_bytes = limit_bytes
         self._searched = 0
+
+    @property
+    def held(self) -> bytes:
+        """See Framing."""
+        return bytes(self._buffer)
 
     def feed(self, data: bytes | memoryview) -> None:
         """See Framing."""
@@ -135,6 +144,11 @@ class LengthFraming:
         self._buffer = bytearray()
         self._limit_bytes = limit_bytes
         self._prefix_bytes = prefix_bytes
+
+    @property
+    def held(self) -> bytes:
+        """See Framing."""
+        return bytes(self._buffer)
 
     def feed(self, data: bytes | memoryview) -> None:
         """See Framing."""

@@ -23,6 +23,11 @@ class StreamOutput:
     def __len__(self) -> int:
         return len(self._bytes)
 
+    @property
+    def held(self) -> list[bytes]:
+        """What waits, in pieces as push() takes them."""
+        return [bytes(self._bytes)]
+
     def push(self, data: bytes | memoryview) -> None:
         """After everything that waits already."""
         self._bytes += data
@@ -50,6 +55,11 @@ class MessageOutput:
     def __len__(self) -> int:
         """In bytes; a queue of empty messages only is as long as it has messages."""
         return self._bytes or len(self._messages)
+
+    @property
+    def held(self) -> list[bytes]:
+        """What waits, in pieces as push() takes them."""
+        return list(self._messages)
 
     def push(self, data: bytes | memoryview) -> None:
         """After everything that waits already. Raises BufferError: there are too many of them."""

@@ -95,7 +95,7 @@ class DaemonProcess:
         return Path(self.log_path).read_text()
 
     def assert_healthy(self):
-        assert '"level": "error"' not in self.log()
+        assert '"level": "error"' not in self.log(), self.log()
 
     def signal(self, number):
         self.process.send_signal(number)

@@ -18,7 +18,9 @@ from aemd.core.policy import Ruling
 from aemd.core.principal import Owner, Principal
 from aemd.core.right import Act, right
 from aemd.loop.loop import Loop
+from aemd.modules.left import Left
 from aemd.peer.deputy import Deputy
+from aemd.sources.bound import Bound
 from aemd.v1 import event_pb2
 
 WAIT_NS = 10 * SECOND  # for what takes milliseconds; a machine may be busy
@@ -81,6 +83,8 @@ class FakeHost:
     jobs: int = 0
     deputy: Deputy | None = None
     handed: dict[int, list[object]] = field(default_factory=dict)
+    lefts: dict[int, Left] = field(default_factory=dict)
+    kept: dict[int, Bound] = field(default_factory=dict)
 
     def job(self, values: dict[str, object] | None = None, *, owner: Principal | None = None) -> FakeJob:
         """A new job, the administrator's unless said otherwise."""
@@ -109,6 +113,15 @@ class FakeHost:
 
     def given(self, job: FakeJob) -> list[object]:
         return self.handed.pop(job.id)
+
+    def left(self, job: FakeJob) -> Left | None:
+        return self.lefts.get(job.id)
+
+    def keep(self, job: FakeJob, bound: Bound) -> None:
+        self.kept[job.id] = bound
+
+    def vacating(self, place: str) -> bool:
+        return False
 
     def ask(self, job: FakeJob, need, answered) -> None:
         self.deputy.ask(job.owner, need, answered)

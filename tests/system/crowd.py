@@ -82,6 +82,7 @@ class Member:
         self.closed: collections.Counter[str] = collections.Counter()
         self.strange: list[str] = []
         self.guests: collections.Counter[str] = collections.Counter()
+        self.stayed = 0  # guests who did not leave by themselves
         self.ticked = asyncio.Event()
         self.over = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
@@ -162,8 +163,9 @@ class Member:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def stay(self) -> None:
-        """A guest who does not leave."""
+        """A guest who does not leave, and says a line from time to time."""
         while not self.over.is_set():
+            self.stayed += 1
             await self.visit(stay=True)
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -181,12 +183,10 @@ class Member:
         try:
             writer.write(b"line\n")
             answer = await reader.readline()
-            if stay:
-                leaving = asyncio.create_task(self.over.wait())
-                ended = asyncio.create_task(reader.read())
-                await asyncio.wait((leaving, ended), return_when=asyncio.FIRST_COMPLETED)
-                leaving.cancel()
-                ended.cancel()
+            while stay and answer == b"line\n" and not self.over.is_set():
+                await asyncio.sleep(PAUSE_SECONDS)
+                writer.write(b"line\n")
+                answer = await reader.readline()
             return "" if answer == b"line\n" else "cut"
         except OSError:
             return "cut"
@@ -225,6 +225,7 @@ class Member:
             "closed": self.closed,
             "strange": self.strange,
             "guests": self.guests,
+            "stayed": self.stayed,
         }
 
 

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from aemd.core.errors import AemError, Code, invalid
 from aemd.core.principal import Principal
 from aemd.core.right import Act
 from aemd.modules.contract import Address, Delivery, Description, Host, Job
-from aemd.modules.need import Access, BindPath, BoundPath, ListenPath, Need, OpenPath
+from aemd.modules.left import Left
+from aemd.modules.need import Access, AdoptPath, BindPath, BoundPath, ListenPath, Need, OpenPath, Vacancy
 from aemd.modules.socket.datagram import Datagrams
 from aemd.modules.socket.event import Clock
 from aemd.modules.socket.listener import Listener
+from aemd.modules.socket.memento import DatagramsMemento, ListenerMemento, pack, unpack
 from aemd.modules.socket.settings import PARAMETERS, Settings, has_path, settings
 from aemd.modules.socket.shared import Shared
-from aemd.sources.bound import Binder, Bound, resolve
+from aemd.sources.bound import Binder, Bound, fits, occupied, resolve
 
 PATH_DESCRIPTORS = 2  # the socket, and the directory that its name is in
 
@@ -52,7 +54,8 @@ DESCRIPTION = Description(
         "end": "The peer has ended its direction; it may still read.",
         "closed": (
             "The last event of a connection. reason: eof, reset, closed (by an operation), error, "
-            "idle-timeout, frame-too-long or restart (it ended with the daemon before); error_number, "
+            "idle-timeout, frame-too-long or restart (the daemon before could not leave it to this one); "
+            "error_number, "
             "bytes_in, bytes_out."
         ),
     },
@@ -107,9 +110,13 @@ class Socket:
         return (OpenPath(os.path.dirname(address.path), Access.PATH, "params.listen"),)
 
     def needs(self, job: Job, *, opening: bool, starting: bool) -> Sequence[Need]:
-        """The path of a Unix socket: bound, and whether it is still the caller's to listen on."""
-        if not has_path(job.values["listen"]):
-            return ()
+        """The path of a Unix socket: bound, and whether it is still the caller's to listen on. Of others,
+        that nobody holds the address any more who has let go of it.
+        """
+        listen = job.values["listen"]
+        if not has_path(listen):
+            place = occupied(listen) if opening and isinstance(listen, Address) else ""
+            return (Vacancy(place),) if self._host.vacating(place) else ()
         if not opening:
             found = _of(job)
             assert isinstance(found.bound.held, BoundPath)
@@ -118,41 +125,69 @@ class Socket:
         kind = resolve(asked.address)[1]
         self._host.right(job.owner, _act(asked.address), job.ruling)
         self._host.charge(job, PATH_DESCRIPTORS, sources=1)
-        return (BindPath(asked.address, kind, asked.mode, asked.listens if starting else None),)
+        bind = BindPath(asked.address, kind, asked.mode, asked.listens if starting else None)
+        left = self._host.left(job)
+        if left is None or not fits(asked.address, left.listener):
+            return (bind,)
+        return (AdoptPath(left, bind),)
 
     def open(self, job: Job) -> None:
         """Bind. Everything that can be wrong with an address is an error of here, or of its needs."""
         found = settings(job.values, self._host.limits)
-        if has_path(found.address):
-            (held,) = self._host.given(job)
-            assert isinstance(held, BoundPath)
-            job.data = self._new(job, found, Bound(held.socket, found.address, held=held))
-            return
+        left = self._host.left(job)
+        try:
+            if has_path(found.address):
+                (held,) = self._host.given(job)
+                assert isinstance(held, BoundPath)
+                bound = Bound(held.socket, found.address, held=held, adopted=held.adopted)
+            else:
+                bound = self._bound(job, found, left)
+            job.data = self._new(job, found, bound, left)
+        finally:
+            if left is not None:
+                left.close()
+        self._keep(job)
+
+    def _bound(self, job: Job, found: Settings, left: Left | None) -> Bound:
         self._host.right(job.owner, _act(found.address), job.ruling)
         self._host.charge(job, 1, sources=1)
-        bound: Bound | None = None
+        owner, bound = job.owner.owner, None
         try:
-            address = _as_before(found.address, job)
-            left = job.resumed.descriptor if job.resumed is not None else None
-            if left is not None:
-                bound = self._binder.adopt(address, left, owner=job.owner.owner, reuse_port=found.reuse_port)
+            if left is not None and left.listener >= 0:
+                descriptor, _ = left.take()
+                bound = self._binder.adopt(
+                    found.address, descriptor, owner=owner, reuse_port=found.reuse_port
+                )
             if bound is None:
-                bound = self._binder.bind(address, owner=job.owner.owner, reuse_port=found.reuse_port)
-            job.data = self._new(job, found, bound)
+                address = _as_before(found, job)
+                bound = self._binder.bind(address, owner=owner, reuse_port=found.reuse_port)
         except BaseException:
-            if bound is not None:
-                self._binder.close(bound)
             self._host.refund(job, 1, sources=1)
             raise
+        return bound
 
-    def _new(self, job: Job, found: Settings, bound: Bound) -> Listener | Datagrams:
+    def _new(self, job: Job, found: Settings, bound: Bound, left: Left | None) -> Listener | Datagrams:
+        was = job.resumed.memento if job.resumed is not None else None
         if found.datagrams:
-            return Datagrams(self._shared, job, found, bound)
-        return Listener(self._shared, job, found, bound)
+            datagrams = Datagrams(self._shared, job, found, bound)
+            if was is not None:
+                datagrams.take_up(unpack(was, DatagramsMemento))
+            return datagrams
+        listener = Listener(self._shared, job, found, bound)
+        if was is not None:
+            listener.take_up(unpack(was, ListenerMemento), left)
+        return listener
+
+    def _keep(self, job: Job) -> None:
+        """What comes to the address is not to be lost with the daemon."""
+        found = _of(job)
+        if isinstance(found, Datagrams) or found.bound.listens:
+            self._host.keep(job, found.bound)
 
     def start(self, job: Job) -> None:
         """Listen and read."""
         _of(job).start()
+        self._keep(job)
 
     def stop(self, job: Job) -> None:
         """Accept and read nothing."""
@@ -162,7 +197,10 @@ class Socket:
         """Close the connections and the address."""
         found = _of(job)
         found.close()
-        self._binder.close(found.bound)
+        if found.left:
+            self._binder.leave(found.bound)
+        else:
+            self._binder.close(found.bound)
         job.data = None
 
     def operate(self, job: Job, key: bytes, name: str, data: bytes) -> None:
@@ -194,17 +232,22 @@ class Socket:
         """Whether output waits for its peer to read."""
         return _of(job).busy()
 
-    def memento(self, job: Job) -> bytes | None:
-        """The port and the connections; datagrams that come while nobody listens are lost."""
+    def descriptors(self, job: Job) -> Mapping[int, int]:
+        """The connections."""
         found = _of(job)
-        return found.memento() if isinstance(found, Listener) else None
+        return found.descriptors() if isinstance(found, Listener) else {}
 
-    def lasting(self, job: Job) -> int | None:
-        """The listener, unless its name is in a folder of the caller's."""
+    def leave(self, job: Job, *, bound: bool, kept: Collection[int]) -> None:
+        """The next daemon goes on with the address, and these connections."""
         found = _of(job)
-        if not isinstance(found, Listener) or found.bound.held is not None or not found.bound.listens:
-            return None
-        return found.bound.socket.fileno()
+        if isinstance(found, Listener):
+            found.leave(listener=bound, connections=kept)
+        else:
+            found.leave(listener=bound)
+
+    def memento(self, job: Job) -> bytes | None:
+        """Where the connections are; of datagrams, how many were lost, and what makes them answerable."""
+        return pack(_of(job).memento())
 
     def details(self, job: Job) -> dict[str, str]:
         """Address, connections, counts."""
@@ -219,12 +262,14 @@ def _act(address: Address) -> Act:
     return Act(what=f"listen on {address}", port=port, network=not has_path(address))
 
 
-def _as_before(address: Address, job: Job) -> Address:
+def _as_before(found: Settings, job: Job) -> Address:
     """The address, with the port that the kernel chose the first time."""
     memento = job.resumed.memento if job.resumed is not None else None
-    if not memento or address.port or address.family != "tcp":
-        return address
-    return replace(address, port=int.from_bytes(memento[:2], "big"))
+    if memento is None or found.address.port or found.address.path:
+        return found.address
+    was: DatagramsMemento | ListenerMemento | None
+    was = unpack(memento, DatagramsMemento) if found.datagrams else unpack(memento, ListenerMemento)
+    return replace(found.address, port=was.port) if was is not None else found.address
 
 
 def _of(job: Job) -> Listener | Datagrams:

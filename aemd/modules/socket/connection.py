@@ -29,6 +29,7 @@ from aemd.core.errors import AemError, Code, exhausted, invalid
 from aemd.core.limits import SECOND
 from aemd.modules.socket.discard import DISCARD_READS, Discard
 from aemd.modules.socket.event import connection_field, encode_data, key_field
+from aemd.modules.socket.memento import ConnectionMemento
 from aemd.sources.counts import counts
 from aemd.sources.framing import FrameIncompleteError, Framing
 from aemd.sources.output import MessageOutput, StreamOutput
@@ -455,6 +456,51 @@ class Connection:
                     break
         except OSError:
             pass  # nothing is left to read, or nobody to write to
+        self.sock.close()
+
+    # -- the next daemon
+
+    def memento(self) -> ConnectionMemento:
+        """As it is now."""
+        return ConnectionMemento(
+            self.number,
+            self.bytes_in,
+            self.bytes_out,
+            unread=self._framing.held if self._framing is not None else None,
+            output=self._output.held if self._output is not None else [],
+            owed=self._owed,
+            error=self._errno,
+            ended=self._eof,
+            shut=self._shut,
+            ending=self._ending,
+            paused=self._paused,
+        )
+
+    def take_up(self, was: ConnectionMemento) -> None:
+        """Go on where it was; whatever may take only so long takes it from now on. What was read before comes
+        first, once the job reads. ValueError if it cannot have been like that.
+        """
+        self.bytes_in, self.bytes_out, self._owed = was.bytes_in, was.bytes_out, was.owed
+        self._errno, self._eof, self._shut = was.error, was.ended, was.shut
+        self._ending, self._paused = was.ending, was.paused
+        if was.output:
+            self._output = MessageOutput() if self.listener.messages else StreamOutput()
+            for piece in was.output:
+                self._output.push(piece)
+        elif was.ending:
+            raise ValueError("it has nothing to wait for")
+        if was.unread is None:
+            self._framing = None
+        elif self._framing is not None and was.unread:
+            self._framing.feed(was.unread)
+            self._more = _WAITING
+            self.listener.parked.add(self)
+        self._set_timer()
+        self.watch()
+
+    def leave(self) -> None:
+        """It goes on elsewhere: touch nothing of it."""
+        self._forget()
         self.sock.close()
 
     def _forget(self) -> None:

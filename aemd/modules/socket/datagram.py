@@ -12,6 +12,7 @@ EPOLLOUT for "this peer's queue has room". A sender whose name is a path is anot
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -29,9 +30,10 @@ from aemd.modules.socket.event import (
     encode_data,
     key_field,
 )
+from aemd.modules.socket.memento import DatagramsMemento
 from aemd.modules.socket.reply import Replies
 from aemd.modules.socket.settings import Settings
-from aemd.modules.socket.shared import Shared
+from aemd.modules.socket.shared import Shared, restarted
 from aemd.sources.bound import Bound
 from aemd.sources.socket import (
     ACCEPT_AGAIN,
@@ -56,7 +58,7 @@ class Keys:
     """Addresses as keys that nobody else can make."""
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self.secret = secret
 
     def encode(self, raw: RawAddress) -> bytes:
         """The key of a sender; empty if it has no name."""
@@ -90,7 +92,7 @@ class Keys:
         raise invalid("key", "the key is one of another kind of socket")
 
     def _hash(self, data: bytes) -> bytes:
-        return blake2b(data, digest_size=MAC_BYTES, key=self._secret).digest()
+        return blake2b(data, digest_size=MAC_BYTES, key=self.secret).digest()
 
 
 class Datagrams:
@@ -115,12 +117,17 @@ class Datagrams:
         self._local_message = address_message(self._local())
         self._replies = Replies(self.host, job, bound)
         self._syncs: list[tuple[Callable[[], None], int]] = []
+        self._unproven = False  # nobody knows what has come since the daemon before
+        self.left = False  # the socket is the next daemon's
 
     # -- the job
 
     def start(self) -> None:
         """Receive."""
         self._armed = True
+        if self._unproven:
+            self._unproven = False
+            restarted(self.host, self.job)
         payload = socket_pb2.SocketEvent(local=self._local_message)
         self.host.fire(self.job, self._shared.clock.event("listening", b"", payload))
         self._watch()
@@ -156,6 +163,38 @@ class Datagrams:
     def details(self) -> dict[str, str]:
         """For people."""
         return {"address": str(self._local()), "received": str(self._received), "lost": str(self._lost)}
+
+    # -- the next daemon
+
+    def leave(self, *, listener: bool) -> None:
+        """The next daemon has the socket, if `listener`: only memento() and close() follow."""
+        self.left = listener
+        self.stop()
+
+    def memento(self) -> DatagramsMemento:
+        """Answers that wait, how far the kernel's count was, and what makes keys known again."""
+        return DatagramsMemento(
+            port=self.bound.port,
+            secret=self._keys.secret,
+            drops=self._drops,
+            received=self._received,
+            lost=self._lost,
+            paused=self._paused,
+            waiting=self._replies.waiting(),
+        )
+
+    def take_up(self, was: DatagramsMemento | None) -> None:
+        """Go on, inert. `was` is None if nobody knows where it was."""
+        self._unproven = was is None or not self.bound.adopted
+        if was is None:
+            return
+        self._keys = Keys(was.secret)
+        self._received, self._lost, self._paused = was.received, was.lost, was.paused
+        if self.bound.adopted:
+            self._drops = was.drops
+        for path, data in was.waiting:
+            with contextlib.suppress(AemError):  # as many as may wait
+                self._replies.send(path, data)
 
     def _local(self) -> Address:
         return address(self.settings.address.family, self.bound.socket.getsockname())

@@ -10,23 +10,28 @@ meanwhile is parked, out of the epoll set, so that pausing costs what happens, n
 
 "closed" events of a job that is stopped or full are kept until it goes on, so that each connection has its
 one "closed" whatever happens; there are never more of them than there were connections.
+
+A daemon that ends in order leaves the connections that the service manager keeps to the next one, which goes
+on with them (memento.py); the others are closed, and told as closed by the next.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from select import EPOLLIN
 
 from aemd.core.errors import AemError, Code, invalid
 from aemd.core.limits import MS
 from aemd.modules.contract import Address, Host, Job
+from aemd.modules.left import Left
 from aemd.modules.socket.connection import Connection
 from aemd.modules.socket.discard import Discard
 from aemd.modules.socket.event import Clock, address, address_message, credentials_message
+from aemd.modules.socket.memento import ConnectionMemento, ListenerMemento
 from aemd.modules.socket.settings import Settings
-from aemd.modules.socket.shared import Shared
+from aemd.modules.socket.shared import Shared, restarted
 from aemd.sources.bound import Bound
 from aemd.sources.reactor import Reactor, Timer, TimerQueue
 from aemd.sources.socket import (
@@ -44,7 +49,6 @@ from aemd.v1 import socket_pb2
 
 ACCEPTS_PER_TURN = 64
 STALL_RETRY_NS = 100 * MS
-KEYS_AT = 6  # in a memento, behind the port and how many bytes of keys there are
 SOMAXCONN = 4_096  # net.core.somaxconn, its default: the longest backlog
 
 
@@ -87,6 +91,9 @@ class Listener:
         self._accepted = 0
         self._failed = False
         self._later: list[Callable[[], None]] = []  # syncs that wait for the job to be resumed
+        self._going_on: Collection[int] = ()  # numbers of the connections that the next daemon has
+        self._unproven = False  # nobody knows what became of connections
+        self.left = False  # the address is the next daemon's
 
     # -- the job
 
@@ -95,11 +102,12 @@ class Listener:
         if self.bound.held is None:  # else its needs have seen to it
             self.bound.listen(self.settings.backlog)
         self._armed = True
+        if self._unproven:
+            self._unproven = False
+            restarted(self.host, self.job)
         payload = socket_pb2.SocketEvent(local=address_message(self._local()))
         self.host.fire(self.job, self.clock.event("listening", b"", payload))
         self._set_reads()
-        if self.job.resumed is not None and self.job.resumed.memento:
-            self.resume_from(self.job.resumed.memento)
 
     def stop(self) -> None:
         """Accept and read no more. The kernel still listens, up to the backlog."""
@@ -146,7 +154,10 @@ class Listener:
         self._cancel_retry()
         descriptors = 1 + (self.bound.held is not None) + len(self.connections) + len(self.discards)
         for connection in self.connections.values():
-            connection.drop()
+            if connection.number in self._going_on:
+                connection.leave()
+            else:
+                connection.drop()
         for discard in self.discards:
             discard.drop()
         self.connections.clear()
@@ -210,26 +221,73 @@ class Listener:
 
     # -- the next daemon
 
-    def memento(self) -> bytes:
-        """Its port, the keys of the connections that end with it, and the "closed" events that wait."""
-        port = self._local().port
-        keys = b"".join(self.connections)
-        held = (part for key, event in self._held for part in (key, len(event).to_bytes(4, "big"), event))
-        return b"".join((port.to_bytes(2, "big"), len(keys).to_bytes(4, "big"), keys, *held))
+    def descriptors(self) -> dict[int, int]:
+        """Those of its connections, by number."""
+        return {connection.number: connection.sock.fileno() for connection in self.connections.values()}
 
-    def resume_from(self, memento: bytes) -> None:
-        """Tell of the connections that ended before the last daemon, and of those that ended with it."""
-        at = KEYS_AT + int.from_bytes(memento[2:KEYS_AT], "big")
-        keys = memento[KEYS_AT:at]
-        while at < len(memento):
-            key, size = memento[at : at + 8], int.from_bytes(memento[at + 8 : at + 12], "big")
-            at += 12
-            self._fire_held(key, memento[at : at + size])
-            at += size
-        for start in range(0, len(keys), 8):
-            key = keys[start : start + 8]
-            payload = socket_pb2.SocketEvent(connection=int.from_bytes(key, "big"), reason="restart")
-            self._fire_held(key, self.clock.event("closed", key, payload))
+    def leave(self, *, listener: bool, connections: Collection[int]) -> None:
+        """The next daemon has these connections, and, if `listener`, the address: only memento() and close()
+        follow.
+        """
+        self.left, self._going_on = listener, connections
+        self.stop()
+
+    def memento(self) -> ListenerMemento:
+        """What there is to go on with, and what is to be told."""
+        there = self.connections.values()
+        return ListenerMemento(
+            port=self._local().port,
+            connections=[each.memento() for each in there if each.number in self._going_on],
+            cut=[
+                (each.number, each.bytes_in, each.bytes_out)
+                for each in there
+                if each.number not in self._going_on
+            ],
+            held=self._held,
+            accepted=self._accepted,
+            shut=self._shut,
+        )
+
+    def take_up(self, was: ListenerMemento | None, left: Left | None) -> None:
+        """Go on with the connections that are there, inert; start() tells of those that have ended. `was` is
+        None if nobody knows what there was.
+        """
+        if was is None:
+            self._unproven = True
+            return
+        self._accepted, self._shut = was.accepted, was.shut
+        self._held += was.held
+        for each in was.connections:
+            if not self._take_up_one(each, left):
+                self._hold_cut(each.number, each.bytes_in, each.bytes_out)
+        for cut in was.cut:
+            self._hold_cut(*cut)
+
+    def _take_up_one(self, was: ConnectionMemento, left: Left | None) -> bool:
+        if left is None or was.number not in left.connections:
+            return False
+        try:
+            self.host.charge(self.job, 1)
+        except AemError:
+            return False
+        sock = socket.socket(fileno=left.connections.pop(was.number))
+        sock.setblocking(False)
+        connection = Connection(self, sock, was.number)
+        try:
+            connection.take_up(was)
+        except (ValueError, BufferError):
+            connection.drop()
+            self.host.refund(self.job, 1)
+            return False
+        self.connections[connection.key] = connection
+        return True
+
+    def _hold_cut(self, number: int, bytes_in: int, bytes_out: int) -> None:
+        payload = socket_pb2.SocketEvent(
+            connection=number, reason="restart", bytes_in=bytes_in, bytes_out=bytes_out
+        )
+        key = number.to_bytes(8, "big")
+        self._held.append((key, self.clock.event("closed", key, payload)))
 
     # -- accepting
 

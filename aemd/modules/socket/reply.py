@@ -40,6 +40,10 @@ class Replies:
         """Whether some have not left yet."""
         return self._under_way
 
+    def waiting(self) -> list[tuple[bytes, bytes]]:
+        """Those that are not under way, in their order."""
+        return list(self._waiting)
+
     def send(self, path: bytes, data: bytes) -> None:
         """Have `data` sent. AemError for what became of the last one to this path, or if too many wait."""
         error = self._errors.pop(path, None)

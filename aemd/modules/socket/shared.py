@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aemd.modules.contract import Host
+from aemd.modules.contract import Host, Job
 from aemd.modules.socket.event import Clock
 from aemd.sources.reactor import TimerQueue
+from aemd.v1 import session_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,14 @@ class Shared:
     clock: Clock
     view: memoryview
     secret: bytes
+
+
+def restarted(host: Host, job: Job) -> None:
+    """Tell that nobody knows what happened since the daemon before this one."""
+    host.gap(
+        job,
+        stage=session_pb2.STAGE_SOURCE,
+        cause=session_pb2.CAUSE_RESTART,
+        count=0,
+        remedy=session_pb2.REMEDY_RESCAN,
+    )
