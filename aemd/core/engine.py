@@ -53,6 +53,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
     ) -> None:
         super().__init__(limits, accounts)
         self._new_token = new_token
+        self.session = self._registry.session
         self.find_session = self._registry.find_session
         self.sessions_of = self._registry.sessions_of
         self.find_job = self._registry.find_job
@@ -82,6 +83,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         self._next_session += 1
         self._set_session_credit(session, credit)
         self._registry.add_session(session)
+        self.changes.begun(session)
         return session
 
     def resume_session(
@@ -111,6 +113,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         session.generation += 1
         session.allowance = self.accounts.allowance(principal)
         session.sheet.resumed += 1
+        self.changes.moved(session)
         self._set_session_credit(session, credit)
         for binding in list(session.bindings.values()):
             self._restream(binding, positions.get(binding.id, (0, 0)))

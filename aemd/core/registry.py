@@ -85,6 +85,10 @@ class Registry:
         """All of them."""
         return list(self._sessions.values())
 
+    def session(self, session_id: int) -> Session | None:
+        """For the daemon itself, which asks for nobody."""
+        return self._sessions.get(session_id)
+
     def find_session(self, principal: Principal, session_id: int) -> Session:
         """The session, if `principal` may see it; else AemError NOT_FOUND."""
         session = self._sessions.get(session_id)

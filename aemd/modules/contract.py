@@ -271,6 +271,12 @@ class Module(Protocol):
         may have been stopped for the end. Only asked where a module has it.
         """
 
+    def anchor(self, job: Job) -> bytes | None:
+        """What stays true of the job as long as it is open: the beginning of its memento. After a daemon that
+        was killed the next one's open() finds it in job.resumed, in its place; what happened to the job
+        meanwhile is in no memento then, and the job has got a gap. Only asked where a module has it.
+        """
+
     def lasting(self, job: Job) -> int | None:
         """A descriptor of the job that the service manager may keep for the next daemon, where there is one;
         that one's open() may find it in job.resumed, or not. Only asked where a module has it.

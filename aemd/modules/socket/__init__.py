@@ -199,6 +199,11 @@ class Socket:
         found = _of(job)
         return found.memento() if isinstance(found, Listener) else None
 
+    def anchor(self, job: Job) -> bytes | None:
+        """The port that the kernel chose."""
+        found = _of(job)
+        return found.anchor() if isinstance(found, Listener) else None
+
     def lasting(self, job: Job) -> int | None:
         """The listener, unless its name is in a folder of the caller's."""
         found = _of(job)

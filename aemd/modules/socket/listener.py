@@ -212,10 +212,13 @@ class Listener:
 
     def memento(self) -> bytes:
         """Its port, the keys of the connections that end with it, and the "closed" events that wait."""
-        port = self._local().port
         keys = b"".join(self.connections)
         held = (part for key, event in self._held for part in (key, len(event).to_bytes(4, "big"), event))
-        return b"".join((port.to_bytes(2, "big"), len(keys).to_bytes(4, "big"), keys, *held))
+        return b"".join((self.anchor(), len(keys).to_bytes(4, "big"), keys, *held))
+
+    def anchor(self) -> bytes:
+        """Its port alone."""
+        return self._local().port.to_bytes(2, "big")
 
     def resume_from(self, memento: bytes) -> None:
         """Tell of the connections that ended before the last daemon, and of those that ended with it."""
