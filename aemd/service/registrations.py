@@ -89,7 +89,9 @@ class Registrations:
 
     def _create(self) -> Tape:
         tape = Tape.create()
-        self._notifier.store(NAME, (tape.fd,), poll=False)
+        if not self._notifier.store(NAME, (tape.fd,), poll=False):
+            tape.close()
+            raise TimeoutError("the service manager does not take them")
         return tape
 
     def _drop_found(self) -> None:

@@ -91,6 +91,8 @@ class Tape:
         at, size = begin, READ_BYTES
         while at < end:
             piece, used = os.pread(self.fd, min(size, end - at), at), 0
+            if len(piece) < min(size, end - at):
+                raise TapeError(f"{end - at} bytes at {at} are not there")
             size = READ_BYTES
             while used + _LENGTH.size <= len(piece):
                 (length,) = _LENGTH.unpack_from(piece, used)
@@ -102,8 +104,8 @@ class Tape:
                     break
                 yield piece[used + _LENGTH.size : behind], at + behind
                 used = behind
-            if not used and len(piece) < min(size, end - at):
-                raise TapeError(f"{end - at} bytes at {at} are not there")
+            if not used and size == READ_BYTES:
+                raise TapeError(f"{end - at} bytes at {at} are no record")
             at += used
 
     def _free(self) -> None:
