@@ -12,13 +12,16 @@ from aemd.core.job import JobState
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
-from aemd.core.registrations import Teller, begun, encode
+from aemd.core.registrations import STARTED, Teller, begun, encode, parse_record
 from aemd.core.traits import Traits
 from aemd.service import registrations
+from aemd.service.config import Config
+from aemd.service.daemon import SESSION_METHOD, Daemon
 from aemd.service.notify import Notifier
 from aemd.service.registrations import NAME, TRIES_MAX, Registrations
 from aemd.store.tape import Tape, framed
-from aemd.v1 import job_pb2
+from aemd.v1 import job_pb2, session_pb2
+from tests.unit.service import conftest
 
 TRAITS = Traits("user")
 NOW = Now(1, 1)
@@ -263,3 +266,64 @@ def test_several_tapes_are_none(bench, lines):
     assert bench.heard() == ["FDSTOREREMOVE=1", f"FDNAME={NAME}"]
     assert bench.heard()[0] == "FDSTORE=1"
     assert bench.kept.sessions(lost_ns=0) == []
+
+
+class DaemonWithManager(conftest.Bench):
+    """A daemon whose service manager keeps what it is given."""
+
+    def __init__(self, folder):
+        self.ears = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.ears.bind(f"{folder}/notify")
+        config = Config(socket=f"{folder}/never", state_dir=f"{folder}")
+        self.daemon = Daemon(config, Limits(), notifier=Notifier(f"{folder}/notify"))
+        self.daemon.begin()
+        self.daemon.peers._processes.hold(conftest.principal(), os.pidfd_open(os.getpid()))
+        _, (self.fd,), _, _ = socket.recv_fds(self.ears, 1_000, 4)
+
+    def kept(self):
+        """The records that the next daemon would read."""
+        tape = Tape(os.dup(self.fd))
+        records = [parse_record(data) for data, _ in tape.records(tape.header.begin, tape.header.end)]
+        tape.close()
+        return records
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    bench = DaemonWithManager(tmp_path)
+    yield bench
+    bench.daemon.end()
+    bench.daemon.notifier.close()
+    bench.ears.close()
+    os.close(bench.fd)
+
+
+def test_what_is_about_to_be_answered_is_on_the_tape_before_its_turn_ends(daemon):
+    daemon.turn()
+    answers = []
+    wire = conftest.Wire(daemon, SESSION_METHOD, conftest.principal())
+    wire.take = answers.append
+    wire.say(hello=session_pb2.Hello(version_min=1, version_max=1))
+    assert answers  # and the front may have it before the turn is over
+    assert daemon.kept() == []
+    daemon.daemon.peers.before_sending()
+    ((session),) = daemon.kept()
+    welcome = session_pb2.ServerFrame.FromString(answers[0]).welcome
+    assert (session.session, session.token) == (welcome.session, welcome.resume_token)
+
+
+def test_a_job_that_is_being_opened_is_on_the_tape_when_its_client_is_told(daemon, tmp_path):
+    wire = conftest.Wire(daemon, SESSION_METHOD, conftest.principal())
+    wire.hello()
+    path = f"{tmp_path}/socket"
+    wire.say(
+        request_id=1,
+        register=session_pb2.Register(
+            module="socket", params={"listen": job_pb2.Value(text=f"unix:{path}")}, start=True
+        ),
+    )
+    daemon.turn()
+    assert [type(record).__name__ for record in daemon.kept()] == ["Begun"]
+    daemon.turn_until(lambda: any(frame.HasField("registered") for frame in wire.frames))
+    _, job = daemon.kept()
+    assert (job.standing, job.session) == (STARTED, 1)
