@@ -58,6 +58,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         self.sessions_of = self._registry.sessions_of
         self.find_job = self._registry.find_job
         self.jobs_of = self._registry.jobs_of
+        self.sort_jobs = self._registry.sort_jobs
         self.jobs_of_module = self._registry.jobs_of_module
         self.job_count = self._registry.job_count
 

@@ -109,10 +109,15 @@ class Registry:
     # -- jobs ----------------------------------------------------------------------------------------
 
     def add_job(self, job: Job) -> None:
-        """A new job, with an id above all that were before."""
+        """A new job, with an id above all that were before; else sort_jobs() comes when all are there."""
         owner = job.owner.owner
         self._jobs.setdefault(owner, {})[job.id] = job
         self._kinds[owner, job.traits.name] += 1
+
+    def sort_jobs(self) -> None:
+        """Put them in order. Cost: of all jobs."""
+        for owner, jobs in self._jobs.items():
+            self._jobs[owner] = dict(sorted(jobs.items()))
 
     def remove_job(self, job: Job) -> None:
         """The job is gone."""

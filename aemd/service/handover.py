@@ -131,6 +131,7 @@ class Handover:
                 log.get().warning("session lost", **{log.SESSION: frozen.id, log.REASON: error.message})
             except Exception:  # what another version wrote: one session must not keep the daemon from serving
                 log.get().exception("session lost", **{log.SESSION: frozen.id})
+        self._engine.sort_jobs()
 
     def _read(self) -> Estate | None:
         try:
