@@ -15,8 +15,7 @@ are when they are asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
     from aemd.core.options import Options
     from aemd.core.session import Session
 
+JOB_BYTES = 80  # of the record of a job, beside its parameters and its label; rather more than less
+SESSION_BYTES = 300
 STOPPED, STARTED, SPENT = range(3)  # what a job is to do: see `Registered.standing`
-OPTIONS_KEPT = 256  # encoded sets of options; a real program has a handful
 
 
 class Begun(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -113,6 +113,16 @@ def parse_record(data: bytes) -> Record:
     return _decode(data)  # type: ignore[no-any-return]
 
 
+class Taken(NamedTuple):
+    """What has changed: what is told as a whole; what is moved on or ended; and about how many bytes of
+    records before say nothing any more for that.
+    """
+
+    whole: list[Record]
+    moves: list[Record]
+    left_bytes: int
+
+
 class Changes:
     """Sessions and jobs that are not as they were. `wanted`: somebody asks; nothing is noted else."""
 
@@ -147,27 +157,36 @@ class Changes:
         if self.wanted:
             self._turned[job] = None
 
-    def take(self, teller: Teller) -> list[Record]:
+    def take(self, teller: Teller) -> Taken:
         """The records of all that was noted, each once."""
-        records: list[Record] = []
+        whole: list[Record] = []
+        moves: list[Record] = []
+        left_bytes = 0
         used_up: dict[Session, None] = {}
         for session, new in self._sessions.items():
-            if not session.ended:
-                records.append(begun(session) if new else _moved(session))
-            elif not new:
-                records.append(Ended(session.id))
+            if session.ended:
+                if not new:
+                    moves.append(Ended(session.id))
+                    left_bytes += SESSION_BYTES
+            elif new:
+                whole.append(begun(session))
+            else:
+                moves.append(_moved(session))
         for job in self._announced:
             if stands(job):
-                records.append(teller.registered(job))
+                whole.append(teller.registered(job))
             elif not job.session.ended:
                 used_up[job.session] = None
-        records += [_moved(session) for session in used_up]
+        moves += [_moved(session) for session in used_up]
         for job in self._turned:
-            if job in self._announced or job.session.ended:
+            if job in self._announced:
                 continue
-            records.append(teller.turned(job) if stands(job) else Gone(job.id))
+            if job.state is JobState.GONE:
+                left_bytes += _size(job)
+            if not job.session.ended:
+                moves.append(teller.turned(job) if stands(job) else Gone(job.id))
         self.forget()
-        return records
+        return Taken(whole, moves, left_bytes)
 
     def forget(self) -> None:
         """Nothing was noted."""
@@ -177,22 +196,28 @@ class Changes:
 class Teller:
     """Makes the records of jobs. `is_started`: whether a job is to fire; `anchor`: what its module says."""
 
-    __slots__ = ("_anchor", "_is_started")
+    __slots__ = ("_anchor", "_is_started", "_options", "_options_encoded")
 
     def __init__(self, is_started: Callable[[Job], bool], anchor: Callable[[Job], bytes | None]) -> None:
         self._is_started = is_started
         self._anchor = anchor
+        self._options: Options | None = None  # those of the last job, and how they are written
+        self._options_encoded = b""
 
     def registered(self, job: Job) -> Registered:
         """The whole job."""
         assert isinstance(job.params, bytes)
+        if job.options is not self._options:  # equal ones are one object
+            self._options = job.options
+            self._options_encoded = job.options.to_pb().SerializeToString()
+        binding = job.binding
         return Registered(
             job.id,
-            job.session.id,
-            job.binding.id,
+            binding.session.id,
+            binding.id,
             job.traits.name,
             job.params,
-            _encoded(job.options),
+            self._options_encoded,
             job.label,
             job.create_time_ns,
             job.epoch,
@@ -230,14 +255,14 @@ def _moved(session: Session) -> Moved:
     return Moved(session.id, session.token, session.token_before, session.generation, session.next_binding)
 
 
+def _size(job: Job) -> int:
+    assert isinstance(job.params, bytes)
+    return JOB_BYTES + len(job.params) + len(job.label)
+
+
 def stands(job: Job) -> bool:
     """Whether it would be gone on with."""
     return job.state not in (JobState.CLOSING, JobState.GONE) and not job.session.ended
-
-
-@lru_cache(OPTIONS_KEPT)
-def _encoded(options: Options) -> bytes:
-    return options.to_pb().SerializeToString()
 
 
 def replay(records: Iterable[Record], *, lost_ns: int) -> list[FrozenSession]:

@@ -58,7 +58,8 @@ class Registrations:
         self._tape: Tape | None = None
         self._fresh = True  # nothing of it is this daemon's yet
         self._until = 0  # records up to there are being moved on; 0: none
-        self._live_bytes = 0  # of the tape when the last of them had been
+        self._idle_bytes = 0  # of records that say nothing any more, about
+        self._passed_bytes = 0  # of those, what will be left behind when it has got to _until
 
     def open(self) -> None:
         """Take the tape that there is, or make one."""
@@ -111,9 +112,7 @@ class Registrations:
         try:
             if header.tries >= TRIES_MAX:
                 raise TapeError(f"{header.tries} daemons did not live to take it up")
-            tape.commit(
-                Header(header.begin, header.end, header.next_job, header.next_session, header.tries + 1)
-            )
+            tape.commit(header._replace(tries=header.tries + 1))
             return replay(_records(tape), lost_ns=lost_ns)
         except (TapeError, ValueError, OSError) as error:
             log.get().warning("registrations left", **{log.REASON: str(error)})
@@ -138,15 +137,16 @@ class Registrations:
 
     def _commit(self, tape: Tape) -> None:
         begin = tape.end if self._fresh else tape.header.begin
-        written = self._write(tape, self._engine.changes.take(self._teller))
+        taken = self._engine.changes.take(self._teller)
+        written = self._write(tape, taken.whole)
+        idle = self._write(tape, taken.moves)
+        self._idle_bytes += idle + taken.left_bytes
         if not self._fresh:
-            begin = self._move_on(tape, begin, written)
+            begin = self._move_on(tape, begin, written + idle)
         if tape.end - begin > TAPE_BYTES_MAX:
             raise TapeFullError(f"they take {tape.end - begin} bytes, at most {TAPE_BYTES_MAX} are possible")
         tape.commit(Header(begin, tape.end, self._engine.next_id, self._engine.next_session))
-        if self._fresh:
-            self._fresh = False
-            self._live_bytes = tape.end - begin
+        self._fresh = False
 
     def _write(self, tape: Tape, records: Iterable[Record]) -> int:
         """Returns how many bytes that were."""
@@ -162,11 +162,12 @@ class Registrations:
         return tape.end - before
 
     def _move_on(self, tape: Tape, begin: int, written: int) -> int:
-        """Leave some records behind, if the tape has become long; returns where it begins now."""
+        """Leave some records behind, if most say nothing any more; returns where the tape begins now."""
         if not self._until:
-            if tape.end - begin <= 2 * self._live_bytes + LEFT_BYTES_MIN:
+            if self._idle_bytes <= max((tape.end - begin) // 2, LEFT_BYTES_MIN):
                 return begin
             self._until = tape.end
+            self._passed_bytes = self._idle_bytes
         moved: list[Record] = []
         until = min(self._until, begin + MOVE_FACTOR * written)
         for data, behind in tape.records(begin, self._until):
@@ -176,7 +177,7 @@ class Registrations:
                 break
         self._write(tape, moved)
         if begin >= self._until:
-            self._live_bytes = tape.end - self._until
+            self._idle_bytes -= self._passed_bytes
             self._until = 0
         return begin
 

@@ -19,7 +19,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAGIC = b"aemdtape"
 VERSION = 1
@@ -35,8 +35,7 @@ class TapeError(Exception):
     """What is there is no tape, or not of this version, or damaged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What was committed last: records from `begin` to `end`, the next numbers of jobs and sessions, and how
     often it was taken up since.
     """

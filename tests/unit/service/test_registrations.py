@@ -120,7 +120,7 @@ def test_jobs_that_come_and_go_leave_the_tape_as_short_as_what_stays(bench):
         bench.kept.commit()
         longest = max(longest, bench.size)
     assert longest <= 3 * (bench.live + 2_000)
-    ((session),) = bench.left()
+    (session,) = bench.left()
     assert len(session.jobs) == 50
 
 
@@ -137,7 +137,7 @@ def test_a_job_that_is_started_and_stopped_for_ever_does_not_lengthen_the_tape(b
     assert longest <= 3 * (bench.live + 2_000)
     bench.engine.start(jobs[7], NOW)
     bench.kept.commit()
-    ((session),) = bench.left()
+    (session,) = bench.left()
     assert [job.id for job in session.jobs if job.started] == [jobs[7].id]
 
 
@@ -156,6 +156,17 @@ def test_no_turn_moves_more_than_it_writes_several_times_over(bench):
         bench.engine.end_job(job, "over", NOW)
         bench.kept.commit()
     assert 0 < most <= 20
+
+
+def test_number_of_a_binding_that_came_and_went_in_one_turn_is_used_up(bench):
+    bench.open()
+    bench.kept.commit()
+    job = bench.register()
+    bench.engine.end_job(job, "over", NOW)
+    bench.kept.commit()
+    (session,) = bench.left()
+    assert session.jobs == []
+    assert session.next_binding > job.binding.id
 
 
 def test_nothing_is_written_while_nothing_changes(bench):
@@ -236,7 +247,7 @@ def test_a_daemon_that_lives_takes_it_up_as_often_as_it_is_killed(bench, lines):
     bench.register()
     bench.kept.commit()
     for _ in range(2 * TRIES_MAX):
-        ((frozen),) = bench.left()
+        (frozen,) = bench.left()
         bench.engine.thaw_session(frozen, NOW)
         bench.kept.commit()
         bench.kept.close()
@@ -307,7 +318,7 @@ def test_what_is_about_to_be_answered_is_on_the_tape_before_its_turn_ends(daemon
     assert answers  # and the front may have it before the turn is over
     assert daemon.kept() == []
     daemon.daemon.peers.before_sending()
-    ((session),) = daemon.kept()
+    (session,) = daemon.kept()
     welcome = session_pb2.ServerFrame.FromString(answers[0]).welcome
     assert (session.session, session.token) == (welcome.session, welcome.resume_token)
 
