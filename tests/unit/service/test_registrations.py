@@ -3,6 +3,7 @@
 import os
 import resource
 import socket
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -12,11 +13,12 @@ from aemd.core.job import JobState
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
-from aemd.core.registrations import STARTED, Teller, begun, encode, parse_record
+from aemd.core.registrations import STARTED, Begun, Teller, begun, encode, parse_record
 from aemd.core.traits import Traits
+from aemd.peer.principal import read_start_time
 from aemd.service import registrations
 from aemd.service.config import Config
-from aemd.service.daemon import SESSION_METHOD, Daemon
+from aemd.service.daemon import Daemon
 from aemd.service.notify import Notifier
 from aemd.service.registrations import NAME, TRIES_MAX, Registrations
 from aemd.store.tape import Tape, framed
@@ -279,17 +281,23 @@ def test_several_tapes_are_none(bench, lines):
     assert bench.kept.sessions(lost_ns=0) == []
 
 
-class DaemonWithManager(conftest.Bench):
-    """A daemon whose service manager keeps what it is given."""
+CALLER = replace(conftest.principal(), start_time_ticks=read_start_time(os.getpid()))
 
-    def __init__(self, folder):
+
+class DaemonWithManager(conftest.Bench):
+    """A daemon whose service manager keeps what it is given, and has `left` it that."""
+
+    def __init__(self, folder, left=None):
         self.ears = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.ears.bind(f"{folder}/notify")
         config = Config(socket=f"{folder}/never", state_dir=f"{folder}")
-        self.daemon = Daemon(config, Limits(), notifier=Notifier(f"{folder}/notify"))
+        found = [(NAME, os.dup(left))] if left is not None else []
+        self.daemon = Daemon(config, Limits(), notifier=Notifier(f"{folder}/notify"), left=found)
         self.daemon.begin()
-        self.daemon.peers._processes.hold(conftest.principal(), os.pidfd_open(os.getpid()))
-        _, (self.fd,), _, _ = socket.recv_fds(self.ears, 1_000, 4)
+        if left is None:
+            _, (self.fd,), _, _ = socket.recv_fds(self.ears, 1_000, 4)
+        else:
+            self.fd = os.dup(left)
 
     def kept(self):
         """The records that the next daemon would read."""
@@ -298,43 +306,59 @@ class DaemonWithManager(conftest.Bench):
         tape.close()
         return records
 
+    def end(self):
+        self.daemon.end()
+        self.daemon.notifier.close()
+        self.ears.close()
+        os.close(self.fd)
+
 
 @pytest.fixture
 def daemon(tmp_path):
-    bench = DaemonWithManager(tmp_path)
-    yield bench
-    bench.daemon.end()
-    bench.daemon.notifier.close()
-    bench.ears.close()
-    os.close(bench.fd)
+    daemon = DaemonWithManager(tmp_path)
+    daemon.daemon.peers._processes.hold(CALLER, os.pidfd_open(os.getpid()))
+    yield daemon
+    daemon.end()
+
+
+def register_path(daemon, path):
+    """A job that a deputy opens, which takes more than a turn; the stream that asks for it."""
+    wire = daemon.wire(caller=CALLER)
+    wire.hello()
+    address = job_pb2.Value(text=f"unix:{path}")
+    register = session_pb2.Register(module="socket", params={"listen": address}, start=True)
+    wire.say(request_id=1, register=register)
+    return wire
 
 
 def test_what_is_about_to_be_answered_is_on_the_tape_before_its_turn_ends(daemon):
     daemon.turn()
-    answers = []
-    wire = conftest.Wire(daemon, SESSION_METHOD, conftest.principal())
-    wire.take = answers.append
+    wire = daemon.wire(caller=CALLER)
     wire.say(hello=session_pb2.Hello(version_min=1, version_max=1))
-    assert answers  # and the front may have it before the turn is over
+    (answer,) = wire.told()  # and the front may have it before the turn is over
     assert daemon.kept() == []
     daemon.daemon.peers.before_sending()
     (session,) = daemon.kept()
-    welcome = session_pb2.ServerFrame.FromString(answers[0]).welcome
-    assert (session.session, session.token) == (welcome.session, welcome.resume_token)
+    assert (session.session, session.token) == (answer.welcome.session, answer.welcome.resume_token)
 
 
 def test_a_job_that_is_being_opened_is_on_the_tape_when_its_client_is_told(daemon, tmp_path):
-    wire = conftest.Wire(daemon, SESSION_METHOD, conftest.principal())
-    wire.hello()
-    path = f"{tmp_path}/socket"
-    wire.say(
-        request_id=1,
-        register=session_pb2.Register(
-            module="socket", params={"listen": job_pb2.Value(text=f"unix:{path}")}, start=True
-        ),
-    )
+    wire = register_path(daemon, f"{tmp_path}/socket")
     daemon.turn()
-    assert [type(record).__name__ for record in daemon.kept()] == ["Begun"]
+    assert [type(record) for record in daemon.kept()] == [Begun]
     daemon.turn_until(lambda: any(frame.HasField("registered") for frame in wire.frames))
     _, job = daemon.kept()
     assert (job.standing, job.session) == (STARTED, 1)
+
+
+def test_a_job_that_is_still_being_taken_up_when_that_daemon_is_killed_is_to_fire_none_the_less(
+    daemon, tmp_path
+):
+    wire = register_path(daemon, f"{tmp_path}/socket")
+    daemon.turn_until(lambda: any(frame.HasField("registered") for frame in wire.frames))
+    os.mkdir(tmp_path / "next")
+    after = DaemonWithManager(tmp_path / "next", left=daemon.fd)
+    after.daemon.registrations.commit()
+    _, job = after.kept()
+    assert (job.standing, job.epoch) == (STARTED, 2)
+    after.end()
