@@ -242,6 +242,7 @@ class Answers(Course):
     def announce(self, job: Job, frame: bytes) -> None:
         """Send the answer to the registration of `job`; what was said of it before comes behind that."""
         session = job.session
+        self.changes.announced(job)
         early = session.withhold_state(job)
         self.send_control(session, frame)
         if early:

@@ -22,6 +22,7 @@ from aemd.core.now import Now
 from aemd.core.options import Options, OptionsParser
 from aemd.core.reader import Reader
 from aemd.core.reading import Reading
+from aemd.core.registrations import Changes
 from aemd.core.registry import Registry
 from aemd.core.session import Session
 from aemd.core.tally import Tallies
@@ -51,6 +52,7 @@ class Course(Reading):
         self._next_session = 1
         self._next_job = 1
         self._kept: dict[Job, None] = {}  # durable jobs of which something is to be kept
+        self.changes = Changes()
 
     def _charge_binding(self, session: Session) -> None:
         """One job more that the session holds; AemError if it, or its user, may not have it."""
@@ -73,6 +75,7 @@ class Course(Reading):
         before = job.options
         job.options = job.binding.options = options
         if job.durable is None:
+            self.changes.turned(job)
             return
         for reader in job.durable.readers:
             reader.options = options
@@ -86,6 +89,8 @@ class Course(Reading):
         action = job.turn(event)
         if job.durable is not None:
             self._kept[job] = None
+        else:
+            self.changes.turned(job)
         if action is Action.ARM:
             self._effects.append(Arm(job))
         elif action is Action.DISARM:
@@ -336,6 +341,7 @@ class Course(Reading):
         session.reason = reason
         self._deadlines.cancel((Due.LEASE, session))
         self._registry.remove_session(session)
+        self.changes.moved(session)
         self._ending.append(session)
         self._end_some()
         self._effects.append(SessionEnded(session, code, reason))

@@ -54,10 +54,12 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
     ) -> None:
         super().__init__(limits, accounts)
         self._new_token = new_token
+        self.session = self._registry.session
         self.find_session = self._registry.find_session
         self.sessions_of = self._registry.sessions_of
         self.find_job = self._registry.find_job
         self.jobs_of = self._registry.jobs_of
+        self.sort_jobs = self._registry.sort_jobs
         self.jobs_of_module = self._registry.jobs_of_module
         self.job_count = self._registry.job_count
 
@@ -83,6 +85,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         self._next_session += 1
         self._set_session_credit(session, credit)
         self._registry.add_session(session)
+        self.changes.begun(session)
         return session
 
     def resume_session(
@@ -112,6 +115,7 @@ class Engine(Stimuli, Answers, Keeping, Freezing):
         session.generation += 1
         session.allowance = self.accounts.allowance(principal)
         session.sheet.resumed += 1
+        self.changes.moved(session)
         self._set_session_credit(session, credit)
         rooms, session.rooms = session.rooms, {}
         for (number, key), size in rooms.items():

@@ -89,6 +89,7 @@ class Freezing(Course):
         self._registry.add_session(session)
         if frozen.token_before:
             self._registry.add_token(frozen.token_before, session)
+        self.changes.begun(session)
         return session
 
     def thaw_job(
@@ -121,6 +122,7 @@ class Freezing(Course):
         self._registry.add_job(job)
         thaw_binding(binding, frozen.binding)
         self._schedule_delay(binding)
+        self.changes.announced(job)
         if frozen.spent:
             job.turn(JobEvent.SPENT)
             job.reason = frozen.reason

@@ -135,6 +135,7 @@ _REST = tuple(
 )
 _APART = ("parked_list", "lost_at", "shown", "retried")  # those of Stats that are no plain values
 _STATS = tuple(field.name for field in fields(Stats) if field.name not in _APART)
+_NO_STATS = Stats()
 
 
 def freeze_principal(principal: Principal) -> FrozenPrincipal:
@@ -176,6 +177,13 @@ def freeze_binding(binding: Waiting) -> FrozenBinding:
         parked=[_freeze_parked(parked) for parked in stats.parked_list],
         retried=sorted(entry.last for entry in stats.undelivered()),
     )
+
+
+def empty_binding(number: int) -> FrozenBinding:
+    """One for which nothing waits, and of which nothing is in flight."""
+    stats: dict[str, Any] = {name: getattr(_NO_STATS, name) for name in _STATS}
+    stats |= {"lost_at": [], "shown": [0, 0, 0]}
+    return FrozenBinding(number, 0, 0, 0, 0, [], [], [], [], stats, [], [])
 
 
 def thaw_binding(binding: Waiting, frozen: FrozenBinding) -> None:

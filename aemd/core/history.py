@@ -88,8 +88,9 @@ class Resumed:
     """Where a job was when the daemon before this one ended.
 
     Of one that ended in order, `memento` is what its module said then (Module.memento). Of one that was
-    killed only this is known of a durable job: when it was started, CLOCK_REALTIME nanoseconds, and the
-    newest event that it recorded, encoded; empty if there is none.
+    killed `memento` is what never changes (Module.anchor). Then of a durable job only this is known: when it
+    was started, CLOCK_REALTIME nanoseconds, and the newest event that it recorded, encoded; empty if there is
+    none.
     """
 
     start_ns: int = 0

@@ -44,9 +44,15 @@ class Keeping(Course):
         """The id that the next job gets."""
         return self._next_job
 
-    def ids_begin(self, number: int) -> None:
-        """Give out no id below `number`: a daemon before this one may have."""
-        self._next_job = max(self._next_job, number)
+    @property
+    def next_session(self) -> int:
+        """The id that the next session gets."""
+        return self._next_session
+
+    def ids_begin(self, job: int, session: int = 1) -> None:
+        """Give out no id below these: a daemon before this one may have."""
+        self._next_job = max(self._next_job, job)
+        self._next_session = max(self._next_session, session)
 
     def parse_options(self, options: job_pb2.Options, module: Traits) -> Options:
         """The options of a job of `module`; AemError if one is wrong."""
@@ -117,7 +123,6 @@ class Keeping(Course):
 
     def begin_epoch(self, job: Job) -> None:
         """Nobody can prove that nothing is missing: a new epoch, that opens with a gap of unknown size."""
-        assert job.durable is not None
         job.epoch += 1
         job.binding.head = 0
         job.binding.push_gap(1, RESTARTED)

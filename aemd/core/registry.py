@@ -85,6 +85,10 @@ class Registry:
         """All of them."""
         return list(self._sessions.values())
 
+    def session(self, session_id: int) -> Session | None:
+        """For the daemon itself, which asks for nobody."""
+        return self._sessions.get(session_id)
+
     def find_session(self, principal: Principal, session_id: int) -> Session:
         """The session, if `principal` may see it; else AemError NOT_FOUND."""
         session = self._sessions.get(session_id)
@@ -105,10 +109,15 @@ class Registry:
     # -- jobs ----------------------------------------------------------------------------------------
 
     def add_job(self, job: Job) -> None:
-        """A new job, with an id above all that were before."""
+        """A new job, with an id above all that were before; else sort_jobs() comes when all are there."""
         owner = job.owner.owner
         self._jobs.setdefault(owner, {})[job.id] = job
         self._kinds[owner, job.traits.name] += 1
+
+    def sort_jobs(self) -> None:
+        """Put them in order. Cost: of all jobs."""
+        for owner, jobs in self._jobs.items():
+            self._jobs[owner] = dict(sorted(jobs.items()))
 
     def remove_job(self, job: Job) -> None:
         """The job is gone."""

@@ -288,6 +288,12 @@ class Module(Protocol):
         may have been stopped for the end. Only asked where a module has it.
         """
 
+    def anchor(self, job: Job) -> bytes | None:
+        """What stays true of the job as long as it is open: a memento of that alone. After a daemon that was
+        killed the next one's open() finds it in job.resumed; what happened to the job meanwhile is in no
+        memento then, and the job has got a gap. Only asked where a module has it.
+        """
+
     def descriptors(self, job: Job) -> Mapping[int, int]:
         """What of the job, besides what Host.keep() was told, the service manager may keep for the next
         daemon: descriptors by numbers of the module's own. Asked, with leave(), at an orderly end, and only

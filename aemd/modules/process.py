@@ -151,6 +151,10 @@ class Process(Basic):
         """Which process it was, beside its number."""
         return b"%d" % _watched(job).source.facts.start_time_ticks
 
+    def anchor(self, job: Job) -> bytes | None:
+        """The same: it has no other life."""
+        return self.memento(job)
+
     def details(self, job: Job) -> dict[str, str]:
         """Which process, by the number that its owner knows."""
         facts, namespace = _watched(job).source.facts, job.owner.owner.pid_namespace

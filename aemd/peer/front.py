@@ -59,6 +59,9 @@ class FrontOwner(Protocol):
     def open_stream(self, stream: Stream) -> StreamHandler:
         """A client began an RPC."""
 
+    def before_sending(self) -> None:
+        """Answers are about to leave."""
+
     def connection_cut(self, connection: Connection, cut: Cut) -> None:
         """The front has closed it, for this reason; connection_over comes next."""
 
@@ -99,7 +102,12 @@ class Front:
         )
         self.ends = (link_end, handover_end)  # the front's; whoever sends them to it closes them
         self._link = LinkEnd(
-            reactor, link_sock, payload_bytes_max=message_bytes, frames=self._take, broken=self.lose
+            reactor,
+            link_sock,
+            payload_bytes_max=message_bytes,
+            frames=self._take,
+            broken=self.lose,
+            before_sending=owner.before_sending,
         )
         self._handovers = Handovers(reactor, handover_sock, self.lose)
 

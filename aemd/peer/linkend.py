@@ -86,7 +86,7 @@ class Stall:
 
 class LinkEnd:
     """The core's end of a link. `broken` is called at most once, and nothing after it or after close().
-    `traffic` is what went over it.
+    `before_sending` is called before anything of a turn leaves. `traffic` is what went over it.
     """
 
     def __init__(
@@ -97,10 +97,12 @@ class LinkEnd:
         payload_bytes_max: int,
         frames: Callable[[list[Frame]], None],
         broken: Callable[[str], None],
+        before_sending: Callable[[], None],
     ) -> None:
         self._reactor = reactor
         self._sock = sock
         self._frames = frames
+        self._before_sending = before_sending
         self._broken = broken
         self._assembler = link.Assembler(payload_bytes_max)
         self.traffic = Traffic()
@@ -171,6 +173,8 @@ class LinkEnd:
 
     def _flush(self) -> None:
         self._flush_due = False
+        if self._out:
+            self._before_sending()
         while self._out:
             joined = self._join()
             try:

@@ -91,14 +91,16 @@ class Peers:
         command: Sequence[str] = (),
         peer_pidfd: bool = True,
         given: socket.socket | None = None,
+        before_sending: Callable[[], None] = lambda: None,
     ) -> None:
         """`public`: anybody may connect (mode 0666), else the daemon's own user only. `accounts`: of
         those who pay for connections.
 
         `command` starts the zygote, if not this program's own does. `peer_pidfd`: as in Self.
-        `given`: the listener, where it is there already.
+        `given`: the listener, where it is there already. `before_sending`: called before answers leave.
         """
-        self.open_stream = open_stream  # with the three below what a Front asks of its owner
+        self.open_stream = open_stream  # with those below what a Front asks of its owner
+        self.before_sending = before_sending
         self._reactor = reactor
         self._limits = limits
         self._path = socket_path

@@ -520,6 +520,17 @@ class Conductor:
             log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
             return None
 
+    def anchor(self, job: Job) -> bytes | None:
+        """What its module needs to open the job again after this daemon was killed."""
+        if job in self._closed or job.data is None:
+            return None
+        try:
+            ask = getattr(_module(job), "anchor", None)
+            return ask(job) if ask is not None else None
+        except Exception:
+            log.get().exception("module failed", **{log.MODULE: job.traits.name, log.JOB: job.id})
+            return None
+
     def leaving(self) -> Iterator[Job]:
         """The jobs that their modules can leave, with what is open, to the next daemon."""
         for module in self.registry:

@@ -21,11 +21,13 @@ from aemd import __version__
 from aemd.core.accounts import Accounts
 from aemd.core.engine import Engine
 from aemd.core.errors import AemError
+from aemd.core.job import Job
 from aemd.core.limits import Limits
 from aemd.core.now import Now
 from aemd.core.pool import Pool
 from aemd.core.principal import Owner, Principal
 from aemd.core.quota import Quotas
+from aemd.core.registrations import Teller
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
 from aemd.peer.deputy import Deputy
@@ -50,6 +52,8 @@ from aemd.service.modules import ModuleService
 from aemd.service.notify import Notifier, take_descriptors, take_notifier
 from aemd.service.openings import Openings
 from aemd.service.pace import Shares
+from aemd.service.registrations import NAME as REGISTRATIONS
+from aemd.service.registrations import Registrations
 from aemd.service.registry import Registry
 from aemd.service.reload import Reload, read_sources, told
 from aemd.service.sessions import Sessions
@@ -117,7 +121,8 @@ class Daemon:
             limit_ns=limits.deputy_ns,
         )
         self.notifier = notifier or Notifier()
-        self.lasting = Lasting(self.notifier, self.loop, left, remove=self.deputy.remove_left)
+        kept = [(name, fd) for name, fd in left if name != REGISTRATIONS]
+        self.lasting = Lasting(self.notifier, self.loop, kept, remove=self.deputy.remove_left)
         openings = Openings(self.deputy, self.lasting)
         self.host = ModuleHost(
             reactor=self.loop,
@@ -150,6 +155,7 @@ class Daemon:
             process_gone=self.process_gone,
             accounts=self.accounts,
             given=given,
+            before_sending=lambda: self.registrations.commit(),
         )
         self.watchdog = Watchdog(
             self.loop, self.notifier, self.peers, listening=lambda: self.peers.listener in self.loop
@@ -161,7 +167,15 @@ class Daemon:
         )
         self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
-        self.handover = Handover(self.conductor, self.durables, self.lasting, config.state_dir)
+        self.registrations = Registrations(
+            self.engine,
+            self.notifier,
+            [fd for name, fd in left if name == REGISTRATIONS],
+            Teller(self._is_started, self.conductor.anchor),
+        )
+        self.handover = Handover(
+            self.conductor, self.durables, self.lasting, self.registrations, config.state_dir
+        )
         self.methods = {
             **JobService(self.conductor, self.durables).methods(),
             **ModuleService(self.conductor).methods(),
@@ -182,6 +196,7 @@ class Daemon:
         except ConfigurationError as error:
             raise StartError(told(error)) from None
         self.durables.begin(self.handover.read())
+        self.registrations.open()
         self.handover.take_up(self.sessions.hold_absent)
         self.reload.begin_jobs()  # behind what was there before
 
@@ -237,6 +252,9 @@ class Daemon:
     def _begin_turn(self) -> None:
         self.engine.now = Now(self.loop.mono_ns(), self.loop.real_ns())
 
+    def _is_started(self, job: Job) -> bool:
+        return self.handover.is_started(job) or job in self.sessions.stopped
+
     def _end_turn(self) -> None:
         due_ns = self.engine.next_deadline_ns()
         if due_ns is not None and due_ns <= self.loop.mono_ns():
@@ -248,6 +266,7 @@ class Daemon:
         else:
             self.loop.defer(_nothing)  # the hooks run once more
         self.durables.keep()
+        self.registrations.commit()
         self.lasting.shelf.flush()
         if self.draining and not self._handed_over and self.sessions.idle(late=self._late):
             self._stop_soon()
@@ -302,6 +321,8 @@ class Daemon:
 
     def _hand_over(self) -> None:
         self._handed_over = True
+        self.registrations.commit()
+        self.registrations.close()  # jobs that end from here on are gone on with
         self.handover.write(self.sessions.stopped)
         self.sessions.leave()
 
@@ -317,6 +338,7 @@ class Daemon:
         """End what is left, and give everything back."""
         if self.draining and not self._handed_over:
             self._hand_over()
+        self.registrations.close()
         self.sessions.leave()
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()

@@ -2,6 +2,8 @@
 
 The file is written at an orderly end, into the state directory, with mode 0600: it holds resume tokens and
 the data of events. It is good for one daemon, on the same boot of the machine, and is gone once it was read.
+A daemon that was killed leaves none. Then what it has noted of its registrations is taken up instead
+(registrations.py): every job begins a new epoch, with a gap of unknown size.
 
 Who takes up a session looks at everything again: its process must still live (it is watched from then on),
 its user must still be allowed to have each job, and each job must open. A job whose module cannot prove that
@@ -12,7 +14,7 @@ ends.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,6 +29,7 @@ from aemd.service import log
 from aemd.service.conductor import Conductor
 from aemd.service.durables import Durables
 from aemd.service.lasting import Lasting
+from aemd.service.registrations import Registrations
 from aemd.v1 import job_pb2
 
 VERSION = 4
@@ -50,17 +53,26 @@ class Estate:
 class Handover:
     """Writes what there is to be handed over, and takes it up."""
 
-    def __init__(self, conductor: Conductor, durables: Durables, lasting: Lasting, state_dir: str) -> None:
+    def __init__(
+        self,
+        conductor: Conductor,
+        durables: Durables,
+        lasting: Lasting,
+        registrations: Registrations,
+        state_dir: str,
+    ) -> None:
         self._conductor = conductor
         self._engine = conductor.engine
         self._durables = durables
         self._lasting = lasting
+        self._registrations = registrations
+        self._opening: set[Job] = set()  # are being taken up, and are to be started then
         self._path = os.path.join(state_dir, FILE)
         self._estate: Estate | None = None
 
     # -- the end
 
-    def write(self, stopped: frozenset[Job]) -> bool:
+    def write(self, stopped: Set[Job]) -> bool:
         """Hand over all sessions. `stopped`: jobs that were stopped for the end. False, and a line in the
         log, if that cannot be done: whatever the reason, the daemon must end.
         """
@@ -74,12 +86,12 @@ class Handover:
             return False
         return True
 
-    def _write(self, stopped: frozenset[Job]) -> None:
+    def _write(self, stopped: Set[Job]) -> None:
         engine, conductor = self._engine, self._conductor
         conductor.forget_unopened()
 
         def started(job: Job) -> bool:
-            return job in stopped or job.state in (JobState.ARMED, JobState.DEGRADED)
+            return job in stopped or self.is_started(job)
 
         kept = self._lasting.leave({job: conductor.open_of(job) for job in conductor.leaving()})
 
@@ -92,6 +104,10 @@ class Handover:
         estate = Estate(VERSION, _boot(), engine.next_id, sessions, known)
         _write(self._path, msgspec.msgpack.encode(estate))
 
+    def is_started(self, job: Job) -> bool:
+        """Whether a job is to fire."""
+        return job.state in (JobState.ARMED, JobState.DEGRADED) or job in self._opening
+
     # -- the beginning
 
     def read(self) -> Mapping[int, bytes]:
@@ -100,7 +116,9 @@ class Handover:
         return self._estate.mementos if self._estate is not None else {}
 
     def take_up(self, hold: Hold) -> None:
-        """Go on with it. `hold`: watches the process of a session; False if it has ended."""
+        """Go on with it, or with what a daemon that was killed has left. `hold`: watches the process of a
+        session; False if it has ended.
+        """
         try:
             self._take_up(hold)
         finally:
@@ -108,16 +126,19 @@ class Handover:
 
     def _take_up(self, hold: Hold) -> None:
         estate, self._estate = self._estate, None
-        if estate is None:
-            return
-        self._engine.ids_begin(estate.next_job)
-        for frozen in estate.sessions:
+        if estate is not None:
+            self._engine.ids_begin(estate.next_job)
+            sessions = estate.sessions
+        else:
+            sessions = self._registrations.sessions(lost_ns=self._conductor.now().mono_ns)
+        for frozen in sessions:
             try:
-                self._thaw(frozen, hold)
+                self._thaw(frozen, hold, proven=estate is not None)
             except AemError as error:
                 log.get().warning("session lost", **{log.SESSION: frozen.id, log.REASON: error.message})
             except Exception:  # what another version wrote: one session must not keep the daemon from serving
                 log.get().exception("session lost", **{log.SESSION: frozen.id})
+        self._engine.sort_jobs()
 
     def _read(self) -> Estate | None:
         try:
@@ -134,14 +155,15 @@ class Handover:
             return None
         return estate if estate.version == VERSION and estate.boot == _boot() else None
 
-    def _thaw(self, frozen: FrozenSession, hold: Hold) -> None:
+    def _thaw(self, frozen: FrozenSession, hold: Hold, *, proven: bool) -> None:
+        """`proven`: the daemon before has ended in order."""
         session = self._engine.thaw_session(frozen, self._conductor.now())
         if not hold(session):
             self._engine.end_session(session, "its process ended", self._conductor.now())
             return
         for job in frozen.jobs:
             try:
-                self._thaw_job(session, job)
+                self._thaw_job(session, job, proven=proven)
             except AemError as error:
                 log.get().warning(
                     "job lost", **{log.JOB: job.id, log.SESSION: session.id, log.REASON: error.message}
@@ -155,7 +177,7 @@ class Handover:
                 )
         self._engine.await_client(session)
 
-    def _thaw_job(self, session: Session, frozen: FrozenJob) -> None:
+    def _thaw_job(self, session: Session, frozen: FrozenJob, *, proven: bool) -> None:
         conductor = self._conductor
         params = job_pb2.Job.FromString(frozen.params).params
         meant = conductor.meant(session.principal, frozen.module, params)
@@ -164,16 +186,22 @@ class Handover:
             session, frozen, module=meant.traits, values=meant.values, options=options
         )
         job.ruling = meant.ruling
+        if not proven:
+            self._engine.begin_epoch(job)
+            session.wake(job.binding)
         if frozen.spent:
             conductor.never_open(job)
             return
         if frozen.memento is not None:
             job.resumed = Resumed(memento=frozen.memento)
+        if frozen.started:
+            self._opening.add(job)
 
         def taken(refusal: AemError | None) -> None:
+            self._opening.discard(job)
             if job.state is JobState.GONE:
                 return
-            if refusal is not None or (frozen.memento is None and frozen.started):
+            if proven and (refusal is not None or (frozen.memento is None and frozen.started)):
                 job.binding.push_gap(1, RESTARTED)
                 session.wake(job.binding)
             if refusal is not None:

@@ -7,7 +7,7 @@ with its token ends the stream that it had before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from aemd import __version__
 from aemd.core.engine import Engine
@@ -192,9 +192,9 @@ class Sessions:
         self._conductor.settle()
 
     @property
-    def stopped(self) -> frozenset[Job]:
+    def stopped(self) -> Set[Job]:
         """The jobs that were stopped because the daemon ends."""
-        return frozenset(self._stopped)
+        return self._stopped
 
     def idle(self, *, late: bool) -> bool:
         """While draining: nothing is waited for. `late`: what can be delivered again by the next daemon is no

@@ -69,9 +69,9 @@ DISCARD_NS = 2 * SECOND  # nginx: lingering_timeout 5 s; Apache httpd: 2 s
 SO_MEMINFO = 55  # asm-generic/socket.h; not in the socket module
 MEMINFO_DROPS = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 # Of connections. Here because a module may be loaded anew, a source is not. They begin where no daemon before
-# this one can have come (it accepted less than a million a second): what a client still answers to a
-# connection of that one must not reach another's.
-NUMBERS = itertools.count(int(time.time() - YEAR_2023) << 20)
+# this one can have come (it accepted less than a million a second), however short it lived: what a client
+# still answers to a connection of that one must not reach another's.
+NUMBERS = itertools.count(int((time.time() - YEAR_2023) * (1 << 20)))
 _MEMINFO = struct.Struct("@9I")
 _CREDENTIALS = struct.Struct("@iII")
 _ACCEPTS = counts("accept")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+REGISTRATIONS = "registrations"
 HIGH = 700  # above the numbers that descriptors are passed on as
 STARTED = """if True:  # what a manager does between fork and exec
     import os, sys
@@ -23,14 +24,14 @@ STARTED = """if True:  # what a manager does between fork and exec
 
 
 class Keeper:
-    """`kept`: the descriptors by their names. `room`: how many it takes; the names of those beyond are in
-    `refused`. `idle_seconds`: before it looks at a message.
+    """`kept`: the descriptors by their names. `room`: how many it takes beside the registrations; the names
+    of those beyond are in `refused`. `idle_seconds`: before it looks at a message.
     """
 
     def __init__(self, folder):
         self.kept = {}
         self.refused = []
-        self.room = 512
+        self.room = 511
         self.idle_seconds = 0.0
         self._condition = threading.Condition()
         self._path = f"{folder}/notify"
@@ -58,7 +59,8 @@ class Keeper:
         elif "FDSTORE" in lines:
             assert lines["FDPOLL"] == "0"
             for fd in fds:
-                if sum(map(len, self.kept.values())) < self.room and not self._has(fd):
+                held = sum(len(self.kept[other]) for other in self._names())
+                if (held < self.room or name == REGISTRATIONS) and not self._has(fd):
                     self.kept.setdefault(name, []).append(fd)
                 else:
                     self.refused.append(name)
@@ -73,11 +75,21 @@ class Keeper:
     def until(self, condition, patience=20):
         """Wait until it holds of the names that are kept."""
         with self._condition:
-            assert self._condition.wait_for(lambda: condition(set(self.kept)), patience), self.kept
+            assert self._condition.wait_for(lambda: condition(self._names()), patience), self.kept
 
     def names(self):
+        """What is kept, beside what every daemon has kept."""
         with self._condition:
-            return set(self.kept)
+            return self._names()
+
+    def _names(self):
+        return set(self.kept) - {REGISTRATIONS}
+
+    def lose(self, name):
+        """As if it had not been given to it."""
+        with self._condition:
+            for fd in self.kept.pop(name):
+                os.close(fd)
 
     def start(self, daemon):
         """Start the daemon with everything that is kept."""

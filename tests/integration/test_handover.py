@@ -295,3 +295,17 @@ def test_a_connection_that_closes_while_the_daemon_ends_is_told_by_the_next(daem
     assert [event.type for event in told] == ["listening", "closed"]
     assert told[1].key == accepted.key
     assert told[1].socket.reason not in ("", "restart")
+
+
+def test_jobs_of_several_sessions_are_listed_in_order_and_completely(daemon, client):
+    one, other = client.session(), client.session()
+    jobs = [session.register("user", channel="work").job for session in (one, other, one, other)]
+    client = restart(daemon)
+    listed, token = [], ""
+    for _ in jobs:
+        request = job_pb2.ListJobsRequest(page_size=1, page_token=token)
+        page = client.call("JobService/ListJobs", request, job_pb2.ListJobsResponse)
+        listed += [job.id for job in page.jobs]
+        token = page.next_page_token
+    assert listed == jobs
+    assert token == ""

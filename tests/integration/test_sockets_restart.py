@@ -14,7 +14,7 @@ import pytest
 
 from aemd.v1 import job_pb2, session_pb2
 from tests.integration.conftest import PATIENCE, DaemonProcess
-from tests.integration.manager import Keeper
+from tests.integration.manager import REGISTRATIONS, Keeper
 from tests.integration.test_handover import LOTS, come_back
 from tests.integration.test_policy import A, Other
 
@@ -371,6 +371,7 @@ def test_what_nobody_comes_back_for_after_a_kill_is_closed_and_its_path_removed(
     keeper.until(lambda names: len(names) == 2)
     line.stop(kill=True)
     assert os.path.exists(f"{folder}/sock")
+    keeper.lose(REGISTRATIONS)
     keeper.start(line.daemon)
     keeper.until(lambda names: not names)
     line.daemon.stop()

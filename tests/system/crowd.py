@@ -44,9 +44,8 @@ class Ledger:
         if isinstance(event, aem.Gap):
             gap = {"cause": event.cause, "count": event.count, "stage": event.stage, "events": self.events}
             self.gaps.append(gap)
-            if event.cause == "restart":
-                self._job, self._at = 0, (0, 0)  # what comes is another's, or of another epoch
-                return
+            if event.cause == "restart" and event.epoch == self._at[0] + 1:
+                self._at = (event.epoch, 0)  # a daemon was killed
         else:
             self.events += 1
             self.stimuli += event.count

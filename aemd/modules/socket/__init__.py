@@ -237,6 +237,11 @@ class Socket:
         found = _of(job)
         return found.descriptors() if isinstance(found, Listener) else {}
 
+    def anchor(self, job: Job) -> bytes | None:
+        """The port that the kernel chose."""
+        found = _of(job)
+        return pack(found.anchor()) if isinstance(found, Listener) else None
+
     def leave(self, job: Job, *, bound: bool, kept: Collection[int]) -> None:
         """The next daemon goes on with the address, and these connections."""
         found = _of(job)

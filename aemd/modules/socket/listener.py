@@ -225,6 +225,10 @@ class Listener:
         """Those of its connections, by number."""
         return {connection.number: connection.sock.fileno() for connection in self.connections.values()}
 
+    def anchor(self) -> ListenerMemento:
+        """Its port alone."""
+        return ListenerMemento(self._local().port, connections=[], cut=[], held=[])
+
     def leave(self, *, listener: bool, connections: Collection[int]) -> None:
         """The next daemon has these connections, and, if `listener`, the address: only memento() and close()
         follow.

@@ -276,6 +276,16 @@ class Binding:
             else:
                 frame.complete.binding = number
 
+    def begin_epoch(self, epoch: int) -> None:
+        """The daemon was killed: nothing of the epoch before comes again, and it takes no answer for it."""
+        self.epoch = epoch
+        begins = (epoch, 0)
+        self._answers = {cursor: frame for cursor, frame in self._answers.items() if cursor > begins}
+        self._parked = {cursor: None for cursor in self._parked if cursor > begins}
+        if self._nacked and not (still := {cursor for cursor in self._nacked if cursor > begins}):
+            self._nacked = still
+            self.handled = max(self.handled, self._ahead)
+
     def reach(self, newest: Cursor) -> None:
         """Everything up to `newest` has come."""
         self.received = max(self.received, newest)

@@ -5,9 +5,9 @@ kind. The face opens streams, reads and writes them, and says when one is lost.
 
 What survives a lost stream: registrations, entries that wait here, the resume token, how far each binding
 got, and every answer that the daemon may not have read. On a new stream either the session is resumed:
-answers and credit are said again, then the requests that can be repeated. Or the daemon does not know the
-session (it was restarted): every registration is made anew, and each is told of a Gap of unknown size,
-because nobody can say what happened in between. Durable jobs are only bound anew, wherever their binding does
+answers and credit are said again, then the requests that can be repeated; after a daemon that was killed each
+job begins a new epoch there, with a Gap. Or the daemon does not know the session: every registration is made
+anew, and each is told of a Gap of unknown size, because nobody can say what happened in between. Durable jobs are only bound anew, wherever their binding does
 not stand any more: what waits here and was not begun is dropped, for it comes again, and what happened in
 between is in the history.
 
@@ -305,6 +305,9 @@ class Session(Commands):
         if not entries:
             return
         sink = binding.registration.sink
+        if entries[0].epoch > binding.epoch:
+            binding.begin_epoch(entries[0].epoch)
+            binding.registration.rooms.clear()  # no connection outlives an epoch
         catching_up = binding.reached < binding.before
         binding.reach((entries[-1].epoch, entries[-1].last))
         if repeated or catching_up:
@@ -395,7 +398,7 @@ class Session(Commands):
         """`entry` is dealt with. Acks are sent by flush()."""
         with self._lock:
             binding = entry.binding
-            if binding.alive:
+            if binding.alive and entry.epoch >= binding.epoch:  # else there is nothing to be told any more
                 frames = binding.finish(entry, outcome)
                 if frames is None:
                     self._due.add(binding)

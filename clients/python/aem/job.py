@@ -1,7 +1,8 @@
 """Jobs as a program holds them: handles on registrations.
 
 `Job` belongs to the sync face, `AsyncJob` to the asyncio face; they have the same words. A handle outlives a
-restart of the daemon: the job behind it is then a new one, with a new `id`; a durable one is the same.
+restart of the daemon. Where the daemon does not know the job any more the one behind it is then another, with
+a new `id`; a durable one never is.
 """
 
 from __future__ import annotations

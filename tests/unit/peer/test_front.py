@@ -51,6 +51,7 @@ class TestFront:
         self.over = []
         self.cut = []
         self.reason = None
+        self.before = []  # whether anything had left when it was about to
         self.front = Front(loop, self, number=1, message_bytes=1 << 20)
         self.link, self.descriptors = self.front.ends
         self.assembler = link.Assembler()
@@ -75,6 +76,9 @@ class TestFront:
         if stream.method == "/raise":
             raise RuntimeError("as the test wished")
         return self.handlers[-1]
+
+    def before_sending(self):
+        self.before.append(bool(select.select([self.link], [], [], 0)[0]))
 
     def connection_cut(self, connection, cut):
         self.cut.append((connection.number, cut))
@@ -176,6 +180,16 @@ def test_life_of_a_stream(test):
     test.say(link.pack(Kind.END, 5, 1, b"", link.CANCELLED), link.pack_window(5, 1, 6))
     assert test.reason is None
     assert handler.calls == [b"hello", "half closed"]
+
+
+def test_owner_is_asked_before_anything_leaves_and_not_else(test):
+    test.connect(5)
+    test.say(link.pack(Kind.OPEN, 5, 1, b"/m"))
+    assert test.before == []
+    test.handlers[0].stream.send(b"answer")
+    test.handlers[0].stream.send(b"another")
+    assert test.heard() == [(Kind.DATA, 5, 1), (Kind.DATA, 5, 1)]
+    assert test.before == [False]
 
 
 def test_cancelled_stream_is_closed(test):

@@ -35,6 +35,9 @@ class Zygote:
 class Owned:
     """Passes on what Peers would."""
 
+    def before_sending(self):
+        pass
+
     def connection_over(self, connection):
         if not connection.front.connections:
             self.fronts.unused(connection.front)

@@ -366,6 +366,69 @@ def test_unknown_session_registers_anew_behind_a_gap_of_unknown_size():
     assert bench.out()[0].ack.cursor.seq == 1
 
 
+def next_epoch(bench, *payloads):
+    """The daemon was killed, and the next one has taken up the session."""
+    bench.session.lost(LOST)
+    bench.welcome(resumed=True, bindings=[1])
+    gap = session_pb2.Gap(binding=1, epoch=2, first=1, last=1, cause=session_pb2.CAUSE_RESTART, attempts=1)
+    bench.session.receive(SERVER(gap=gap))
+    events = [user_event(payload) for payload in payloads]
+    run = session_pb2.Run(binding=1, epoch=2, first_seq=2, events=events)
+    bench.session.receive(SERVER(batch=session_pb2.Batch(runs=[run])))
+
+
+def test_job_goes_on_in_the_next_epoch_behind_what_waits_here():
+    bench = Bench()
+    bench.register()
+    bench.events(1, b"a", b"b", b"c")
+    bench.handle()
+    next_epoch(bench, b"d")
+    bench.out()
+    assert [bench.handle() for _ in range(4)] == [b"b", b"c", b"gap", b"d"]
+    assert bench.registration.job.id == 101
+    bench.session.flush()
+    (ack,) = bench.out()
+    assert ack.ack.cursor == job_pb2.Cursor(epoch=2, seq=2)
+
+
+def test_what_was_given_back_in_the_epoch_before_is_not_waited_for():
+    bench = Bench()
+    bench.register()
+    bench.events(1, b"a", b"b")
+    bench.handle(Outcome(nack=session_pb2.Nack(delay_ns=5)))
+    running = bench.take()
+    next_epoch(bench, b"c")
+    bench.out()
+    bench.session.finish(running, Outcome(nack=session_pb2.Nack(delay_ns=5)))
+    bench.dispatcher.done(running)
+    assert [bench.handle(), bench.handle()] == [b"gap", b"c"]
+    bench.session.flush()
+    (ack,) = bench.out()
+    assert ack.ack.cursor == job_pb2.Cursor(epoch=2, seq=2)
+
+
+def test_answers_of_the_epoch_before_are_not_said_for_ever():
+    bench = Bench("socket")
+    bench.register()
+    bench.events(1, b"a")
+    bench.handle()
+    next_epoch(bench, b"b")
+    assert [frame.complete.cursor for frame in bench.out() if frame.HasField("complete")] == [
+        job_pb2.Cursor(epoch=1, seq=1)  # it was on its way when nobody knew better
+    ]
+    next_epoch(bench)
+    assert "complete" not in bench.names()
+
+
+def test_room_of_a_connection_ends_with_its_epoch():
+    bench = Bench("socket")
+    bench.register()
+    room = session_pb2.Room(job=101, key=b"k", bytes=5)
+    bench.session.receive(SERVER(room=room))
+    next_epoch(bench)
+    assert bench.registration.rooms == {}
+
+
 def test_requests_in_flight_are_repeated_or_failed_clearly():
     bench = Bench()
     bench.register()
