@@ -265,10 +265,8 @@ def stands(job: Job) -> bool:
     return job.state not in (JobState.CLOSING, JobState.GONE) and not job.session.ended
 
 
-def replay(records: Iterable[Record], *, lost_ns: int) -> list[FrozenSession]:
-    """The sessions that stand at the end of the records. Their streams were lost at `lost_ns`,
-    CLOCK_MONOTONIC.
-    """
+def replay(records: Iterable[Record]) -> list[FrozenSession]:
+    """The sessions that stand at the end of the records."""
     sessions: dict[int, Begun] = {}
     jobs: dict[int, Registered] = {}
     bindings: dict[int, int] = {}  # the last number of each session
@@ -291,7 +289,7 @@ def replay(records: Iterable[Record], *, lost_ns: int) -> list[FrozenSession]:
     for _, job in sorted(jobs.items()):
         standing.setdefault(job.session, []).append(job)
     return [
-        _freeze_session(session, standing.get(number, ()), bindings.get(number, 0), lost_ns)
+        _freeze_session(session, standing.get(number, ()), bindings.get(number, 0))
         for number, session in sorted(sessions.items())
     ]
 
@@ -321,9 +319,7 @@ def _turn(jobs: dict[int, Registered], record: Turned) -> None:
     )
 
 
-def _freeze_session(
-    session: Begun, jobs: Iterable[Registered], last_binding: int, lost_ns: int
-) -> FrozenSession:
+def _freeze_session(session: Begun, jobs: Iterable[Registered], last_binding: int) -> FrozenSession:
     return FrozenSession(
         id=session.session,
         principal=session.principal,
@@ -334,7 +330,7 @@ def _freeze_session(
         create_time_ns=session.create_time_ns,
         generation=session.generation,
         next_binding=max(session.next_binding, last_binding + 1),
-        lost_ns=lost_ns,
+        lost_ns=0,  # nobody knows
         jobs=list(_freeze_jobs(jobs)),
         readers=[],
     )

@@ -100,8 +100,8 @@ class Registrations:
             os.close(fd)
         self._found.clear()
 
-    def sessions(self, *, lost_ns: int) -> list[FrozenSession]:
-        """What the daemon before has left, for which streams were lost at `lost_ns`."""
+    def sessions(self) -> list[FrozenSession]:
+        """What the daemon before has left."""
         tape = self._tape
         if tape is None:
             return []
@@ -113,7 +113,7 @@ class Registrations:
             if header.tries >= TRIES_MAX:
                 raise TapeError(f"{header.tries} daemons did not live to take it up")
             tape.commit(header._replace(tries=header.tries + 1))
-            return replay(_records(tape), lost_ns=lost_ns)
+            return replay(_records(tape))
         except (TapeError, ValueError, OSError) as error:
             log.get().warning("registrations left", **{log.REASON: str(error)})
             return []

@@ -82,7 +82,7 @@ class Bench:
         """What the next daemon finds."""
         self.begin([os.dup(self.fd)])
         self.kept.open()
-        return self.kept.sessions(lost_ns=0)
+        return self.kept.sessions()
 
     def heard(self):
         return self.ears.recv(1_000).decode().split("\n")
@@ -278,7 +278,7 @@ def test_several_tapes_are_none(bench, lines):
     bench.kept.open()
     assert bench.heard() == ["FDSTOREREMOVE=1", f"FDNAME={NAME}"]
     assert bench.heard()[0] == "FDSTORE=1"
-    assert bench.kept.sessions(lost_ns=0) == []
+    assert bench.kept.sessions() == []
 
 
 CALLER = replace(conftest.principal(), start_time_ticks=read_start_time(os.getpid()))
