@@ -16,6 +16,7 @@ from tests.integration.conftest import PATIENCE, DaemonProcess, register_frame
 from tests.integration.test_handover import LOTS, come_back, payloads, raise_on
 from tests.integration.test_policy import POLICY, A, Other
 from tests.integration.test_service_manager import STARTED, Manager
+from tests.robustness.test_pid_reuse import REBORN
 
 LISTEN_FDS_START = 3
 STORE = "registrations"
@@ -309,6 +310,29 @@ def test_a_process_is_watched_on_and_its_end_meanwhile_is_a_gap(manager, daemon,
         staying.communicate(b"\n")
         ((run, seq, event),) = session.events()
         assert (run.binding, seq, event.process.exit_status) == (stays, 2, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: clone3(2) with set_tid")
+def test_a_process_that_has_got_the_number_meanwhile_is_not_watched(manager, daemon, client):
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    first = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    first.stdout.readline()
+    session = client.session()
+    binding = session.register("process", pid=first.pid, credit=LOTS).binding
+    daemon.kill()
+    first.communicate(b"\n")
+    reborn = subprocess.Popen(
+        [sys.executable, REBORN, str(first.pid), *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    reborn.stdout.readline()
+    manager.start(daemon)
+    with daemon.client() as client:
+        session, _ = come_back(client, session)
+        gap = expect_gap(session, binding, 2)
+        answer = session_pb2.Ack(binding=binding, cursor=job_pb2.Cursor(epoch=2, seq=gap.last))
+        session.send(ack=answer)
+        assert session.skip_to("job_state").state == job_pb2.STATE_GONE
+    reborn.communicate(b"\n")
 
 
 def test_a_client_that_was_killed_meanwhile_leaves_nothing(manager, daemon, client):
