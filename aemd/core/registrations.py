@@ -8,6 +8,8 @@ A session or a job is told as a whole once (`Begun`, `Registered`), and then aga
 everything else that is told, so that the records before it can be forgotten. What speaks of one that was not
 told yet, or has been moved on, says nothing new. A job may stand before its session.
 
+Records of another form are another version of the tape.
+
 `Changes` is what the engine notes in the meantime. Only the fact is noted; the records are made of how things
 are when they are asked for.
 """
@@ -48,7 +50,7 @@ class Begun(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """A session has another token, or has used up the number of a binding that is not there any more."""
+    """A session has another token, or has used up the number of a binding that is on no record."""
 
     session: int
     token: bytes
@@ -143,7 +145,7 @@ class Changes:
             self._sessions[session] = True
 
     def moved(self, session: Session) -> None:
-        """It has another token, or has ended."""
+        """It has another token, or a hold on a durable job more, or has ended."""
         if self.wanted:
             self._sessions.setdefault(session, False)
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAGIC = b"aemdtape"
-VERSION = 1
+VERSION = 1  # of the tape, and of what its records say
 RECORDS_AT = mmap.PAGESIZE
 RECORD_BYTES_MAX = 72 * 1024 * 1024  # more than a client's message may have
 READ_BYTES = 256 * 1024

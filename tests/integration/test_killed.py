@@ -241,6 +241,22 @@ def test_numbers_that_were_given_out_are_not_given_again(manager, daemon, client
         assert fresh.binding > last.binding
 
 
+def test_number_of_a_hold_on_a_durable_job_is_not_given_again(manager, daemon, client):
+    request = job_pb2.CreateJobRequest(
+        name="kept", module="user", params={"channel": job_pb2.Value(text="work")}
+    )
+    client.call("JobService/CreateJob", request, job_pb2.Job)
+    session = client.session()
+    bind = session_pb2.Bind(name="kept", role=session_pb2.ROLE_FOLLOW, credit=LOTS)
+    held = session.ask(bind=bind).registered.binding
+    manager.restart(daemon)
+    with daemon.client() as client:
+        session, welcome = come_back(client, session)
+        assert welcome.resumed
+        assert list(welcome.bindings) == []  # it is bound again, wherever it was
+        assert session.register("user", channel="work").binding > held
+
+
 def test_a_one_shot_job_that_has_fired_ends_with_its_gap(manager, daemon, client):
     session = client.session()
     binding = session.register("user", channel="work", options={"one_shot": True}, credit=LOTS).binding
