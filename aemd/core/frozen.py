@@ -135,7 +135,8 @@ _REST = tuple(
 )
 _APART = ("parked_list", "lost_at", "shown", "retried")  # those of Stats that are no plain values
 _STATS = tuple(field.name for field in fields(Stats) if field.name not in _APART)
-_NO_STATS = Stats()
+_NO_STATS: dict[str, Any] = {name: getattr(Stats(), name) for name in _STATS}
+_NO_STATS |= {"lost_at": [], "shown": [0, 0, 0]}
 
 
 def freeze_principal(principal: Principal) -> FrozenPrincipal:
@@ -181,9 +182,7 @@ def freeze_binding(binding: Waiting) -> FrozenBinding:
 
 def empty_binding(number: int) -> FrozenBinding:
     """One for which nothing waits, and of which nothing is in flight."""
-    stats: dict[str, Any] = {name: getattr(_NO_STATS, name) for name in _STATS}
-    stats |= {"lost_at": [], "shown": [0, 0, 0]}
-    return FrozenBinding(number, 0, 0, 0, 0, [], [], [], [], stats, [], [])
+    return FrozenBinding(number, 0, 0, 0, 0, [], [], [], [], _NO_STATS, [], [])
 
 
 def thaw_binding(binding: Waiting, frozen: FrozenBinding) -> None:

@@ -206,6 +206,7 @@ class Keeping(Course):
         session.leases[job.options.lease_ns] += 1
         durable.readers[reader] = None
         self._kept[job] = None
+        self.changes.moved(session)
         return reader
 
     def _answering(self, job: Job, durable: Durable) -> Reader | None:

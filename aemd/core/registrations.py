@@ -8,6 +8,8 @@ A session or a job is told as a whole once (`Begun`, `Registered`), and then aga
 everything else that is told, so that the records before it can be forgotten. What speaks of one that was not
 told yet, or has been moved on, says nothing new. A job may stand before its session.
 
+Records of another form are another version of the tape.
+
 `Changes` is what the engine notes in the meantime. Only the fact is noted; the records are made of how things
 are when they are asked for.
 """
@@ -48,7 +50,7 @@ class Begun(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """A session has another token, or has used up the number of a binding that is not there any more."""
+    """A session has another token, or has used up the number of a binding that is on no record."""
 
     session: int
     token: bytes
@@ -143,7 +145,7 @@ class Changes:
             self._sessions[session] = True
 
     def moved(self, session: Session) -> None:
-        """It has another token, or has ended."""
+        """It has another token, or a hold on a durable job more, or has ended."""
         if self.wanted:
             self._sessions.setdefault(session, False)
 
@@ -265,10 +267,8 @@ def stands(job: Job) -> bool:
     return job.state not in (JobState.CLOSING, JobState.GONE) and not job.session.ended
 
 
-def replay(records: Iterable[Record], *, lost_ns: int) -> list[FrozenSession]:
-    """The sessions that stand at the end of the records. Their streams were lost at `lost_ns`,
-    CLOCK_MONOTONIC.
-    """
+def replay(records: Iterable[Record]) -> list[FrozenSession]:
+    """The sessions that stand at the end of the records."""
     sessions: dict[int, Begun] = {}
     jobs: dict[int, Registered] = {}
     bindings: dict[int, int] = {}  # the last number of each session
@@ -291,7 +291,7 @@ def replay(records: Iterable[Record], *, lost_ns: int) -> list[FrozenSession]:
     for _, job in sorted(jobs.items()):
         standing.setdefault(job.session, []).append(job)
     return [
-        _freeze_session(session, standing.get(number, ()), bindings.get(number, 0), lost_ns)
+        _freeze_session(session, standing.get(number, ()), bindings.get(number, 0))
         for number, session in sorted(sessions.items())
     ]
 
@@ -321,9 +321,7 @@ def _turn(jobs: dict[int, Registered], record: Turned) -> None:
     )
 
 
-def _freeze_session(
-    session: Begun, jobs: Iterable[Registered], last_binding: int, lost_ns: int
-) -> FrozenSession:
+def _freeze_session(session: Begun, jobs: Iterable[Registered], last_binding: int) -> FrozenSession:
     return FrozenSession(
         id=session.session,
         principal=session.principal,
@@ -334,7 +332,7 @@ def _freeze_session(
         create_time_ns=session.create_time_ns,
         generation=session.generation,
         next_binding=max(session.next_binding, last_binding + 1),
-        lost_ns=lost_ns,
+        lost_ns=0,  # nobody knows
         jobs=list(_freeze_jobs(jobs)),
         readers=[],
     )

@@ -65,6 +65,7 @@ from aemd.sources.reactor import Timer
 SESSION_METHOD = "/aem.v1.EventService/Session"
 ROUNDS_PER_TURN = 8  # of effects and output that cause each other; the rest has time until the next turn
 TOKEN_BYTES = 32
+TAKE_UP_SECONDS = 30  # for one session of the daemon before; it has 260,000 jobs at most
 STORE_FILE = "aemd.db"
 LISTENER = "listener"  # FileDescriptorName= of the public socket in its socket unit
 
@@ -197,7 +198,7 @@ class Daemon:
             raise StartError(told(error)) from None
         self.durables.begin(self.handover.read())
         self.registrations.open()
-        self.handover.take_up(self.sessions.hold_absent)
+        self.handover.take_up(self.sessions.hold_absent, lambda: self.notifier.busy(TAKE_UP_SECONDS))
         self.reload.begin_jobs()  # behind what was there before
 
     def run(self) -> None:

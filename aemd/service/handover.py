@@ -13,6 +13,7 @@ ends.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -115,30 +116,36 @@ class Handover:
         self._estate = self._read()
         return self._estate.mementos if self._estate is not None else {}
 
-    def take_up(self, hold: Hold) -> None:
+    def take_up(self, hold: Hold, busy: Callable[[], None]) -> None:
         """Go on with it, or with what a daemon that was killed has left. `hold`: watches the process of a
-        session; False if it has ended.
+        session; False if it has ended. `busy`: called now and then; two million jobs take a minute.
         """
+        gc.disable()  # nothing of what is made here becomes garbage, and there is much of it
         try:
-            self._take_up(hold)
+            self._take_up(hold, busy)
         finally:
+            gc.enable()
             self._lasting.clear()
 
-    def _take_up(self, hold: Hold) -> None:
+    def _take_up(self, hold: Hold, busy: Callable[[], None]) -> None:
         estate, self._estate = self._estate, None
         if estate is not None:
             self._engine.ids_begin(estate.next_job)
-            sessions = estate.sessions
-        else:
-            sessions = self._registrations.sessions(lost_ns=self._conductor.now().mono_ns)
+        sessions = self._registrations.sessions() if estate is None else estate.sessions
+        taken: list[Session] = []
         for frozen in sessions:
+            busy()
             try:
-                self._thaw(frozen, hold, proven=estate is not None)
+                taken += self._thaw(frozen, hold, proven=estate is not None)
             except AemError as error:
                 log.get().warning("session lost", **{log.SESSION: frozen.id, log.REASON: error.message})
             except Exception:  # what another version wrote: one session must not keep the daemon from serving
                 log.get().exception("session lost", **{log.SESSION: frozen.id})
         self._engine.sort_jobs()
+        for session in taken:
+            if estate is None:
+                session.lost_ns = self._conductor.reactor.mono_ns()  # its lease begins when it can come back
+            self._engine.await_client(session)
 
     def _read(self) -> Estate | None:
         try:
@@ -155,12 +162,12 @@ class Handover:
             return None
         return estate if estate.version == VERSION and estate.boot == _boot() else None
 
-    def _thaw(self, frozen: FrozenSession, hold: Hold, *, proven: bool) -> None:
-        """`proven`: the daemon before has ended in order."""
+    def _thaw(self, frozen: FrozenSession, hold: Hold, *, proven: bool) -> list[Session]:
+        """The session, or none. `proven`: the daemon before has ended in order."""
         session = self._engine.thaw_session(frozen, self._conductor.now())
         if not hold(session):
             self._engine.end_session(session, "its process ended", self._conductor.now())
-            return
+            return []
         for job in frozen.jobs:
             try:
                 self._thaw_job(session, job, proven=proven)
@@ -175,7 +182,7 @@ class Handover:
                 log.get().warning(
                     "job lost", **{log.JOB: reader.job, log.SESSION: session.id, log.REASON: error.message}
                 )
-        self._engine.await_client(session)
+        return [session]
 
     def _thaw_job(self, session: Session, frozen: FrozenJob, *, proven: bool) -> None:
         conductor = self._conductor

@@ -52,6 +52,10 @@ class Notifier:
         """The daemon serves, or serves again after reloading()."""
         self._say("READY=1", *_status(status))
 
+    def busy(self, seconds: int) -> None:
+        """The start goes on for up to so long, and is not to be given up before."""
+        self._say(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}")
+
     def status(self, status: str) -> None:
         """What `systemctl status` shows."""
         self._say(*_status(status))

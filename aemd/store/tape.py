@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAGIC = b"aemdtape"
-VERSION = 1
+VERSION = 1  # of the tape, and of what its records say
 RECORDS_AT = mmap.PAGESIZE
 RECORD_BYTES_MAX = 72 * 1024 * 1024  # more than a client's message may have
 READ_BYTES = 256 * 1024
 FREE_BYTES = 1024 * 1024  # given back at once
+MFD_NOEXEC_SEAL = 0x0008  # linux/memfd.h; not in the os module
 _HEADER = struct.Struct("<8sIIQQQQ")
 _LENGTH = struct.Struct("<I")
 
@@ -60,7 +61,7 @@ class Tape:
     @classmethod
     def create(cls) -> Tape:
         """An empty one."""
-        fd = os.memfd_create("aemd-registrations", os.MFD_CLOEXEC)
+        fd = _memory("aemd-registrations")
         try:
             _write(fd, _pack(Header()), 0)
             return cls(fd)
@@ -117,6 +118,16 @@ class Tape:
     def close(self) -> None:
         """Give this process's descriptor back."""
         os.close(self.fd)
+
+
+def _memory(name: str) -> int:
+    """A memfd that cannot be executed, as vm.memfd_noexec=2 wants it."""
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Linux 6.3
+            raise
+        return os.memfd_create(name, os.MFD_CLOEXEC)
 
 
 def framed(record: bytes) -> bytes:

@@ -16,6 +16,7 @@ from tests.integration.conftest import PATIENCE, DaemonProcess, register_frame
 from tests.integration.test_handover import LOTS, come_back, payloads, raise_on
 from tests.integration.test_policy import POLICY, A, Other
 from tests.integration.test_service_manager import STARTED, Manager
+from tests.robustness.test_pid_reuse import REBORN
 
 LISTEN_FDS_START = 3
 STORE = "registrations"
@@ -240,6 +241,22 @@ def test_numbers_that_were_given_out_are_not_given_again(manager, daemon, client
         assert fresh.binding > last.binding
 
 
+def test_number_of_a_hold_on_a_durable_job_is_not_given_again(manager, daemon, client):
+    request = job_pb2.CreateJobRequest(
+        name="kept", module="user", params={"channel": job_pb2.Value(text="work")}
+    )
+    client.call("JobService/CreateJob", request, job_pb2.Job)
+    session = client.session()
+    bind = session_pb2.Bind(name="kept", role=session_pb2.ROLE_FOLLOW, credit=LOTS)
+    held = session.ask(bind=bind).registered.binding
+    manager.restart(daemon)
+    with daemon.client() as client:
+        session, welcome = come_back(client, session)
+        assert welcome.resumed
+        assert list(welcome.bindings) == []  # it is bound again, wherever it was
+        assert session.register("user", channel="work").binding > held
+
+
 def test_a_one_shot_job_that_has_fired_ends_with_its_gap(manager, daemon, client):
     session = client.session()
     binding = session.register("user", channel="work", options={"one_shot": True}, credit=LOTS).binding
@@ -309,6 +326,29 @@ def test_a_process_is_watched_on_and_its_end_meanwhile_is_a_gap(manager, daemon,
         staying.communicate(b"\n")
         ((run, seq, event),) = session.events()
         assert (run.binding, seq, event.process.exit_status) == (stays, 2, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: clone3(2) with set_tid")
+def test_a_process_that_has_got_the_number_meanwhile_is_not_watched(manager, daemon, client):
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    first = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    first.stdout.readline()
+    session = client.session()
+    binding = session.register("process", pid=first.pid, credit=LOTS).binding
+    daemon.kill()
+    first.communicate(b"\n")
+    reborn = subprocess.Popen(
+        [sys.executable, REBORN, str(first.pid), *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    reborn.stdout.readline()
+    manager.start(daemon)
+    with daemon.client() as client:
+        session, _ = come_back(client, session)
+        gap = expect_gap(session, binding, 2)
+        answer = session_pb2.Ack(binding=binding, cursor=job_pb2.Cursor(epoch=2, seq=gap.last))
+        session.send(ack=answer)
+        assert session.skip_to("job_state").state == job_pb2.STATE_GONE
+    reborn.communicate(b"\n")
 
 
 def test_a_client_that_was_killed_meanwhile_leaves_nothing(manager, daemon, client):

@@ -75,6 +75,7 @@ def daemon(folder):
 
 def test_ready_is_said_when_a_front_has_answered(manager, daemon):
     manager.start(daemon)
+    assert manager.hear() == ["FDSTORE=1", "FDNAME=registrations", "FDPOLL=0"]
     lines = manager.hear()
     assert lines == ["READY=1", f"STATUS=serving {manager.path}"]
     assert daemon.fronts()

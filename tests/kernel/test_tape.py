@@ -120,6 +120,14 @@ def test_memory_before_the_first_record_is_given_back(tape):
     found.close()
 
 
+def test_a_tape_cannot_be_executed_where_the_kernel_can_say_so(tape):
+    try:
+        os.close(os.memfd_create("test", tapes.MFD_NOEXEC_SEAL))
+    except OSError:
+        pytest.skip("needs Linux 6.3: MFD_NOEXEC_SEAL")
+    assert os.fstat(tape.fd).st_mode & 0o111 == 0
+
+
 def test_no_room_is_an_error_and_what_was_committed_stays(tape):
     tape.write(framed(b"kept"))
     commit(tape)

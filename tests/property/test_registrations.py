@@ -236,7 +236,7 @@ class Machine(RuleBasedStateMachine):
         self.told = dict(self.bindings)  # of the rest nobody was told
         self.kept.close()
         self.start([os.dup(self.fd)])
-        left = self.kept.sessions(lost_ns=5)
+        left = self.kept.sessions()
         assert found(left) == self.model
         assert [job.memento for each in left for job in each.jobs] == [
             b"anchor %d" % job.id for each in left for job in each.jobs

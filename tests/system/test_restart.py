@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from tests.system.box import PATIENCE
+from tests.system.conftest import UNITS
 
 SOCKET = "/run/aemd/aemd.sock"
 PROGRAMS, MEMBERS = 2, 25
@@ -94,26 +95,46 @@ def holes(member):
     return found
 
 
-def test_a_daemon_that_is_killed_loses_nothing_unreported(aemd, program):
-    crowd = Crowd(program)
-    crowd.is_there()
-    for number in range(KILLS):
-        pid = aemd.pid
-        aemd.box.run("kill", "-KILL", str(pid))
-        aemd.box.until(lambda: aemd.restarts == number + 1 and aemd.state == "active", "a restart")  # noqa: B023
-        back = crowd.is_there()
-        assert back == {"resumed": (number + 1) * PROGRAMS * MEMBERS, "anew": 0}
-    _, _, members = crowd.end()
+def die(aemd, signal, number):
+    """It gets a signal, and systemd starts the next one."""
+    aemd.box.run("kill", signal, str(aemd.pid))
+    aemd.box.until(lambda: aemd.restarts == number and aemd.state == "active", "a restart")
+
+
+def check_died(aemd, members, deaths):
+    """Each job of each client has gone on, and was told of what nobody knows, once for each death."""
     assert "registrations" not in aemd.journal  # nothing was left, or not kept
     for member in members:
         assert len(member["jobs"]) == 1  # the same ones all the time
         assert faults(member) == []
         for ledger in member["ledgers"].values():
             told = [(gap["cause"], gap["stage"], gap["count"]) for gap in ledger["gaps"]]
-            assert told == [("restart", "source", 0)] * KILLS
+            assert told == [("restart", "source", 0)] * deaths
         assert member["seen"] == sorted(set(member["seen"]))  # in order, and none twice
         assert holes(member) == []
         assert member["open"] == 0
+
+
+def test_a_daemon_that_is_killed_loses_nothing_unreported(aemd, program):
+    crowd = Crowd(program)
+    crowd.is_there()
+    for number in range(1, KILLS + 1):
+        die(aemd, "-KILL", number)
+        assert crowd.is_there() == {"resumed": number * PROGRAMS * MEMBERS, "anew": 0}
+    _, _, members = crowd.end()
+    check_died(aemd, members, KILLS)
+
+
+def test_a_daemon_that_hangs_and_is_ended_by_the_watchdog_loses_nothing_unreported(service, program):
+    service.override("WatchdogSec=2")
+    service.box.run("systemctl", "start", *UNITS)
+    crowd = Crowd(program)
+    crowd.is_there()
+    die(service, "-STOP", 1)
+    assert crowd.is_there() == {"resumed": PROGRAMS * MEMBERS, "anew": 0}
+    _, _, members = crowd.end()
+    assert "Watchdog timeout" in service.journal
+    check_died(service, members, 1)
 
 
 def written(aemd, folder):

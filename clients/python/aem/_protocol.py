@@ -7,9 +7,9 @@ What survives a lost stream: registrations, entries that wait here, the resume t
 got, and every answer that the daemon may not have read. On a new stream either the session is resumed:
 answers and credit are said again, then the requests that can be repeated; after a daemon that was killed each
 job begins a new epoch there, with a Gap. Or the daemon does not know the session: every registration is made
-anew, and each is told of a Gap of unknown size, because nobody can say what happened in between. Durable jobs are only bound anew, wherever their binding does
-not stand any more: what waits here and was not begun is dropped, for it comes again, and what happened in
-between is in the history.
+anew, and each is told of a Gap of unknown size, because nobody can say what happened in between. Durable jobs
+are only bound anew, wherever their binding does not stand any more: what waits here and was not begun is
+dropped, for it comes again, and what happened in between is in the history.
 
 All public methods take the lock; the face's callbacks are called with it held and must not block.
 """

@@ -55,6 +55,8 @@ def test_what_is_said_arrives_as_lines(manager: Manager, notifier: Notifier) -> 
     assert manager.hear() == (["STOPPING=1"], [])
     notifier.alive()
     assert manager.hear() == (["WATCHDOG=1"], [])
+    notifier.busy(30)
+    assert manager.hear() == (["EXTEND_TIMEOUT_USEC=30000000"], [])
     notifier.forget("state")
     assert manager.hear() == (["FDSTOREREMOVE=1", "FDNAME=state"], [])
 
