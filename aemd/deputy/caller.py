@@ -21,7 +21,8 @@ The caller's other processes are of the same uid, and must gain nothing from thi
 - RLIMIT_NPROC: it counts as a process of the caller's while it lives. setresuid(2) does not fail over that
   (Linux 3.1), and there are never more than the `children` of the user's quota. Its own limit is 0: it cannot
   fork.
-- Descriptors: it has none but what the request needs.
+- Descriptors: it has none but what the request needs. RLIMIT_NOFILE stays as it is: sendmsg(2) compares it
+  with all that the user has in flight anywhere (ETOOMANYREFS), not with what this process has open.
 
 What stays: the security label (SELinux, AppArmor) is the daemon's, and a Landlock or seccomp sandbox that the
 caller is in does not hold here; there is no system call to enter another's.
@@ -65,13 +66,11 @@ _CAP_SYS_CHROOT = 1 << 18
 CAPABLE = 1 << 1 | 1 << 2 | 1 << 3  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
 CPU_SECONDS = 10
-DESCRIPTORS = 32
 UMASK_DEFAULT = 0o022  # where the caller's cannot be read
 _LIMITS = (
     (resource.RLIMIT_CORE, 0),
     (resource.RLIMIT_NPROC, 0),
     (resource.RLIMIT_CPU, CPU_SECONDS),
-    (resource.RLIMIT_NOFILE, DESCRIPTORS),
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
