@@ -1,4 +1,4 @@
-"""Restarts and deaths of the daemon under the load of fifty clients, which do nothing for it."""
+"""Restarts, deaths and hangs of the daemon under the load of fifty clients, which do nothing for it."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from tests.system.box import PATIENCE
+from tests.system.conftest import UNITS
 
 SOCKET = "/run/aemd/aemd.sock"
 PROGRAMS, MEMBERS = 2, 25
@@ -102,14 +103,51 @@ def test_a_daemon_that_is_killed_loses_nothing_unreported(aemd, program):
         aemd.box.until(lambda: aemd.restarts == number + 1 and aemd.state == "active", "a restart")  # noqa: B023
         back = crowd.is_there()
         assert back == {"resumed": 0, "anew": (number + 1) * PROGRAMS * MEMBERS}
+    assert_deaths_are_told(crowd, KILLS)
+
+
+def assert_deaths_are_told(crowd, deaths):
+    """Each has a gap in every job, and nothing else is missing."""
     _, _, members = crowd.end()
     for member in members:
-        assert len(member["jobs"]) == KILLS + 1
+        assert len(member["jobs"]) == deaths + 1
         assert faults(member) == []
         for ledger in member["ledgers"].values():
             told = [(gap["cause"], gap["stage"], gap["count"]) for gap in ledger["gaps"]]
-            assert told == [("restart", "source", 0)] * KILLS
+            assert told == [("restart", "source", 0)] * deaths
         assert member["seen"] == sorted(set(member["seen"]))  # in order, and none twice
+        assert holes(member) == []
+        assert member["open"] == 0
+
+
+def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_loses_nothing_unreported(service, program):
+    service.override("WatchdogSec=2")
+    service.box.run("systemctl", "start", *UNITS)
+    crowd = Crowd(program)
+    crowd.is_there()
+    service.box.run("kill", "-STOP", str(service.pid))
+    service.box.until(lambda: service.restarts == 1 and service.state == "active", "a restart")
+    assert crowd.is_there() == {"resumed": 0, "anew": PROGRAMS * MEMBERS}
+    assert "Watchdog timeout" in service.journal
+    assert_deaths_are_told(crowd, 1)
+
+
+def test_a_front_that_hangs_is_replaced_and_its_clients_lose_nothing(service, program):
+    service.override("WatchdogSec=2")
+    service.box.run("systemctl", "start", *UNITS)
+    crowd = Crowd(program)
+    crowd.is_there()
+    pid, (front,) = service.pid, service.fronts
+    service.box.run("kill", "-STOP", str(front))
+    service.box.until(lambda: service.fronts not in ([], [front]), "another front")
+    assert crowd.is_there() == {"resumed": PROGRAMS * MEMBERS, "anew": 0}
+    assert (service.pid, service.restarts) == (pid, 0)
+    _, _, members = crowd.end()
+    for member in members:
+        assert len(member["jobs"]) == 1
+        assert gaps(member) == []
+        assert faults(member) == []
+        assert member["seen"] == sorted(set(member["seen"]))
         assert holes(member) == []
         assert member["open"] == 0
 
