@@ -11,7 +11,7 @@ CLIENTS = 100
 ROUNDS = 120
 PER_ROUND = 4
 PAYLOAD = bytes(1_000)
-DEPTH = 64
+DEPTH = 400  # a stream takes 256 such payloads ahead, a binding gives credit for 128
 CHANNEL = job_pb2.Value(text="c")
 LOTS = job_pb2.Credit(events=1 << 30, bytes=1 << 40)
 
