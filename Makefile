@@ -78,6 +78,10 @@ bench-quick: ## Compare with Redis, D-Bus and plain servers, in three minutes
 bench-floods: dev ## Latency of one user's events while another one floods, in two minutes; as root
 	@$(BIN)/python -m benchmarks.floods
 
+.PHONY: bench-stall
+bench-stall: dev ## What one client among a hundred that does not read costs the others, in two minutes
+	@$(BIN)/python -m benchmarks.stall
+
 .PHONY: soak
 SOAK_SECONDS := 600
 soak: dev ## Whether memory and descriptors stay flat: a simulated day, and ten minutes under load
