@@ -2,8 +2,9 @@
 
 The day: sessions that come, are cut, come back, lapse and go, each with jobs that fire; counted are the
 objects of the process at the same point of every hour. The real part: clients that stay and clients that
-come and go, with timers, user events, connections, processes and a durable job; looked at are the memory
-(proportional set size: what is shared is divided) and the descriptors of core, fronts and deputy.
+come and go, with timers, user events, connections, processes and a durable job; looked at are the memory and
+the descriptors of core, fronts and deputy. Memory is that of no file, proportionally: what they share with
+each other is divided. How much of a file's they have depends on which other interpreters run on the machine.
 
 Flat means: the straight line through what was seen after the warm-up rises by less than the bound until the
 end. Exit code 1 if anything is not flat. Figures go to stderr as they come; the verdict to stdout.
@@ -190,15 +191,17 @@ class Visit:
         await client.register("timer", heard.append, every="50ms")
         await client.register("user", heard.append, channel=channel)
         running = asyncio.create_task(client.run())
-        child = await asyncio.create_subprocess_exec("sleep", "0.2")
+        child = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+        assert child.stdin is not None
         await client.register("process", lambda _: ended.set(), pid=child.pid)
         await listening.wait()
         for _ in range(3):
             await client.raise_event(channel, b"x" * 1_000)
             await guest(ports[0])
         await client.status()
-        await child.wait()
+        child.stdin.close()
         await ended.wait()
+        await child.wait()
         client.stop()
         await running
         await client.close()
@@ -244,7 +247,8 @@ class Parts:
             "deputy": [pid for pid in children if pid not in zygotes],
         }
         return {
-            name: (self._sum(_pss_kib, pids), self._sum(_descriptors, pids)) for name, pids in groups.items()
+            name: (self._sum(_anonymous_kib, pids), self._sum(_descriptors, pids))
+            for name, pids in groups.items()
         }
 
     @staticmethod
@@ -260,9 +264,9 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _pss_kib(pid: int) -> float:
+def _anonymous_kib(pid: int) -> float:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith("Pss_Anon:"):
             return float(line.split()[1])
     return 0.0
 
