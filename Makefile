@@ -25,6 +25,13 @@ dev:
 test: dev ## Run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+# Of the model test; each is one run in each of its files.
+SEEDS := 1000-1049
+
+.PHONY: model
+model: dev ## Run the model test with other seeds: make model SEEDS=1-100,117
+	@MODEL_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n $(WORKERS) tests/model $(ARGS)
+
 .PHONY: check
 check: dev ## Lint, types, import layers, proto, generated files
 	$(BIN)/ruff format --check $(SOURCES)
@@ -70,6 +77,15 @@ bench-quick: ## Compare with Redis, D-Bus and plain servers, in three minutes
 .PHONY: bench-floods
 bench-floods: dev ## Latency of one user's events while another one floods, in two minutes; as root
 	@$(BIN)/python -m benchmarks.floods
+
+.PHONY: bench-stall
+bench-stall: dev ## What one client among a hundred that does not read costs the others, in two minutes
+	@$(BIN)/python -m benchmarks.stall
+
+.PHONY: soak
+SOAK_SECONDS := 600
+soak: dev ## Whether memory and descriptors stay flat: a simulated day, and ten minutes under load
+	@$(BIN)/python -m benchmarks.soak $(SOAK_SECONDS)
 
 .PHONY: deb
 deb: ## Build the Debian package into dist/

@@ -25,7 +25,6 @@ EAGAIN, whoever makes it. To let them wait there would cost the core less and ke
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import resource
@@ -37,6 +36,7 @@ from collections.abc import Callable
 
 from aemd.core.limits import MS
 from aemd.sources.reactor import Reactor, Timer
+from aemd.sources.socket import ACCEPT_AGAIN, SHORTAGE, leave
 
 BATCH = 16  # connections taken in one turn; with all that is read about each, 2 ms
 TURNED_AWAY_BATCH = 100  # beside them, 1 ms
@@ -45,7 +45,6 @@ RETRY_NS = 200 * MS
 PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 
 TURNED_AWAY = object()
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _UCRED = struct.Struct("iII")
 
 
@@ -240,7 +239,7 @@ class Acceptor:
         self._open = False
         if self._retry is not None:
             self._retry.cancel()
-        self._reactor.remove(self._listener.fileno())
+        leave(self._reactor, self._listener)
 
     def _ready(self, _events: int) -> None:
         look, taken = True, 0
@@ -257,7 +256,9 @@ class Acceptor:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno not in _OUT_OF_DESCRIPTORS:
+            if error.errno in ACCEPT_AGAIN:
+                return  # what else waits is told again
+            if error.errno not in SHORTAGE:
                 raise
             self._lay_aside()
 

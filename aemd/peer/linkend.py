@@ -17,6 +17,7 @@ from aemd import link
 from aemd.core.limits import SECOND
 from aemd.link import Frame, LinkError
 from aemd.sources.reactor import Reactor, Timer
+from aemd.sources.socket import leave
 
 STALL_NS = 30 * SECOND  # a front that takes nothing for so long is as good as dead
 SEND_BYTES = 512 * 1024  # joined for one send(2); the kernel takes about 200 KiB at a time
@@ -139,7 +140,7 @@ class LinkEnd:
             return
         self._stall.close()
         self._out.clear()
-        self._reactor.remove(self._sock.fileno())
+        leave(self._reactor, self._sock)
         self._sock.close()
 
     def _fail(self, reason: str) -> None:

@@ -366,7 +366,14 @@ class Peers:
             charge.refund()
             os.close(pidfd)
             return self._refuse(sock, uid, NO_FRONT)
-        process = self._processes.hold(principal, pidfd)
+        try:
+            process = self._processes.hold(principal, pidfd)
+        except OSError:
+            charge.refund()
+            sock.close()
+            if not front.connections:
+                self._fronts.unused(front)
+            raise
         self._last += 1
         connection = Connection(
             number=self._last, principal=principal, charge=charge, process=process, front=front

@@ -58,7 +58,9 @@ class Processes:
         return process.pidfd if process is not None else -1
 
     def hold(self, principal: Principal, pidfd: int) -> Process:
-        """Hold the process of a new connection; takes over `pidfd`, which was alive just now."""
+        """Hold the process of a new connection; takes over `pidfd`, which was alive just now. OSError, as of
+        epoll_ctl(2), leaves nothing behind.
+        """
         key = _key(principal)
         process = self._table.get(key)
         if process is not None and not pidfd_alive(process.pidfd):
@@ -66,9 +68,14 @@ class Processes:
             self._exited(process)
             process = None
         if process is None:
-            process = self._table[key] = new = Process(principal, pidfd)
+            new = Process(principal, pidfd)
+            try:
+                self._reactor.add(pidfd, select.EPOLLIN, lambda _events: self._exited(new))
+            except OSError:
+                os.close(pidfd)
+                raise
+            process = self._table[key] = new
             self._per_uid[principal.uid] += 1
-            self._reactor.add(pidfd, select.EPOLLIN, lambda _events: self._exited(new))
         else:
             os.close(pidfd)
         process.holds += 1

@@ -21,6 +21,7 @@ import structlog
 from aemd.core.limits import MS, SECOND
 from aemd.link import CONTROL, Control
 from aemd.sources.reactor import Reactor, Timer
+from aemd.sources.socket import leave
 
 RESTART_MIN_NS = 100 * MS  # then twice as long each time, while it does not even fork
 RESTART_MAX_NS = 10 * SECOND
@@ -180,7 +181,7 @@ class Zygote:
 
     def _forget_control(self) -> None:
         if self._control is not None:
-            self._reactor.remove(self._control.fileno())
+            leave(self._reactor, self._control)
             self._control.close()
             self._control = None
 

@@ -95,8 +95,8 @@ ACCEPT_AGAIN = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# There is not enough of something just now: stop until there is.
-SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# There is not enough of something just now: stop until there is. ENOSPC: epoll_ctl(2), max_user_watches.
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
 
 RawAddress = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 

@@ -1,4 +1,4 @@
-"""Restarts and deaths of the daemon under the load of fifty clients, which do nothing for it."""
+"""Restarts, deaths and hangs of the daemon under the load of fifty clients, which do nothing for it."""
 
 import contextlib
 import json
@@ -135,6 +135,26 @@ def test_a_daemon_that_hangs_and_is_ended_by_the_watchdog_loses_nothing_unreport
     _, _, members = crowd.end()
     assert "Watchdog timeout" in service.journal
     check_died(service, members, 1)
+
+
+def test_a_front_that_hangs_is_replaced_and_its_clients_lose_nothing(service, program):
+    service.override("WatchdogSec=2")
+    service.box.run("systemctl", "start", *UNITS)
+    crowd = Crowd(program)
+    crowd.is_there()
+    pid, (front,) = service.pid, service.fronts
+    service.box.run("kill", "-STOP", str(front))
+    service.box.until(lambda: service.fronts not in ([], [front]), "another front")
+    assert crowd.is_there() == {"resumed": PROGRAMS * MEMBERS, "anew": 0}
+    assert (service.pid, service.restarts) == (pid, 0)
+    _, _, members = crowd.end()
+    for member in members:
+        assert len(member["jobs"]) == 1
+        assert gaps(member) == []
+        assert faults(member) == []
+        assert member["seen"] == sorted(set(member["seen"]))
+        assert holes(member) == []
+        assert member["open"] == 0
 
 
 def written(aemd, folder):

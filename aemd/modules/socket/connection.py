@@ -112,7 +112,11 @@ class Connection:
         if not wanted and not (self._eof and not self._parked):
             self._unwatch()
         elif self._watched == UNWATCHED:
-            self.listener.reactor.add(self.sock.fileno(), wanted, self.ready)
+            try:
+                self.listener.reactor.add(self.sock.fileno(), wanted, self.ready)
+            except OSError as error:  # it would never be read
+                self._fail(error.errno or 0)
+                return
             self._watched = wanted
         elif self._watched != wanted:
             self.listener.reactor.modify(self.sock.fileno(), wanted)
@@ -326,9 +330,13 @@ class Connection:
             self.watch()
 
     def _break(self, number: int) -> None:
-        """Our direction is broken. What the peer has sent before may still be read; its end follows."""
+        """Our direction is broken. What the peer has sent before may still be read; its end follows.
+
+        A peer that is still there, for it was the kernel that had no memory, is told that no more will come.
+        """
         self._output = None
         self._shut = True
+        shut(self.sock)
         self._errno = number
         if self._ending or self._eof:
             self.finish("reset", number)

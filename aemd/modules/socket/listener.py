@@ -299,11 +299,15 @@ class Listener:
         wanted = self.reads and not self._shut and not self._stalled
         if wanted == self._watched:
             return
-        self._watched = wanted
-        if wanted:
-            self.reactor.add(self.bound.socket.fileno(), EPOLLIN, self._ready)
-        else:
+        if not wanted:
             leave(self.reactor, self.bound.socket)
+        else:
+            try:
+                self.reactor.add(self.bound.socket.fileno(), EPOLLIN, self._ready)
+            except OSError as error:
+                self._stall(f"epoll_ctl: {error.strerror}")
+                return
+        self._watched = wanted
 
     def _ready(self, _events: int) -> None:
         self._accept(ACCEPTS_PER_TURN)
