@@ -12,7 +12,7 @@ import click
 from aemd.cli.completion import complete_durables, complete_jobs
 from aemd.cli.failure import Exit
 from aemd.cli.halt import Halt
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column
 from aemd.cli.parameters import SIZE, SPAN, JobName, Start, parse_cursor
 from aemd.cli.text import age_text, preview, safe
 from aemd.cli.verb import Settings, Verb
@@ -25,6 +25,7 @@ from aemd.cli.verbs.events import (
     show_all,
 )
 from aemd.cli.verbs.jobs import SECTION, job_row
+from aemd.service.feed import Row
 
 JOB = JobName()
 START = Start()

@@ -9,11 +9,12 @@ import click
 
 from aemd.cli.completion import complete_jobs, complete_modules
 from aemd.cli.failure import Exit, report
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column
 from aemd.cli.parameters import SPAN, JobName
 from aemd.cli.plain import plain
 from aemd.cli.text import age_text, moment_text, safe, size_text, span_text
 from aemd.cli.verb import Settings, Verb, failure_of
+from aemd.service.feed import Row
 
 if TYPE_CHECKING:
     import aem
