@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import aem
 import grpc
 import pytest
 
 from aemd.v1 import event_pb2, job_pb2, session_pb2
 from tests.integration.conftest import alive
+from tests.integration.test_daemon import nobody_can_run_python
 from tests.integration.test_durable import bind, get, raise_on, refused, shut_down
 
 NOBODY = 65_534
@@ -428,16 +430,18 @@ def test_what_cannot_be_run_is_refused_with_the_field(guest, how, options, said)
 # As whom.
 
 
-def as_nobody(daemon, *arguments, **how):
+def as_nobody(daemon, *arguments, elsewhere=False):
     """aemctl as another user; it begins as root, for the interpreter may lie where only root may go."""
     script = (
-        "import os, sys, grpc._channel, aem.v1.job_pb2, aemd.cli.verbs.durable, aemd.cli.verbs.jobs\n"
-        "os.setgroups([12]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-        "from aemd.cli.ctl import main\nsys.argv = ['aemctl', *sys.argv[1:]]\nmain()\n"
+        "import os, sys, grp, pwd, grpc._channel, aem, aem.v1.job_pb2, aemd.cli.verb\n"
+        "from aemd.cli.ctl import main\n"
+        + ("import ctypes; ctypes.CDLL(None).unshare(0x20000)\n" if elsewhere else "")
+        + "os.setgroups([12]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "sys.argv[0] = 'aemctl'\nmain()\n"
     )
     return subprocess.run(
         [sys.executable, "-P", "-c", script, "--address", daemon.address, *arguments],
-        capture_output=True, text=True, timeout=30, check=False, **how,
+        capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
@@ -466,3 +470,150 @@ exec.environment = {{COLOUR = "green"}}
         assert "COLOUR=green" in place.lines("env")
         assert place.payloads() == ["one"]
         assert get(client).uid == NOBODY
+
+
+# The command line.
+
+
+@pytest.fixture
+def ctl(daemon):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "aemd.cli.ctl", *arguments],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_command_line_makes_a_job_and_shows_how_it_gets_on(ctl, place, eventually):
+    made = ctl(
+        "create-job", "deploy", "user", "channel=c", "--attempts-max", "1", "--timeout", "1min",
+        "--backoff-min", "1h", "--backoff-max", "2h", "--env", "COLOUR=light green", "--directory", "/tmp",
+        "--", *place.shell("echo $COLOUR >> runs; exit $AEM_PAYLOAD"),
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    shown = ctl("show-job", "deploy").stdout
+    assert "one run for each event, at most 1min, backoff 1h to 2h, in /tmp" in shown
+    assert "with  COLOUR='light green'" in shown
+    assert "runs  0, 0 failed; none is wanted" in shown
+    assert ctl("raise", "c", "4").returncode == 0
+    eventually(lambda: "waits until" in ctl("show-job", "deploy").stdout, "the failure")
+    shown = ctl("show-job", "deploy").stdout
+    assert "runs  1, 1 failed; the next one waits until" in shown
+    assert "last run  exited with status 4 after" in shown
+    state = json.loads(ctl("show-job", "deploy", "-o", "json").stdout)["exec_state"]
+    assert (state["phase"], state["last_status"], state["runs"]) == ("waiting", 4, 1)
+    assert place.lines("runs") == ["light green"]
+    listed = json.loads(ctl("list-parked", "deploy", "-o", "json").stdout)
+    assert [entry["reason"] for entry in listed] == ["exited with status 4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--dirty",), "there is no command; put it behind --"),
+        (("--",), "there is no command; put it behind --"),
+        (("--env", "COLOUR", "--", "true"), "--env 'COLOUR' is not NAME=VALUE"),
+    ],
+)
+def test_command_line_that_contradicts_itself_is_refused(ctl, arguments, said):
+    refusal = ctl("create-job", "deploy", "user", "channel=c", *arguments)
+    assert refusal.returncode == 2
+    assert said in refusal.stderr
+
+
+def test_sdk_makes_one(daemon, place, eventually):
+    with aem.Client() as client:
+        client.create_job("deploy", "user", {"channel": "c"}, exec=aem.Exec(place.shell("cat >> events")))
+        client.raise_event("c", b"one")
+        eventually(lambda: place.payloads() == ["one"], "the run")
+
+
+@needs_root
+def test_job_of_another_user_is_run_as_that_user_with_its_groups(daemon, place, eventually):
+    made = as_nobody(daemon, "create-job", "deploy", "user", "channel=c", "--", *place.shell(
+        "(id -u; id -g; id -G; grep -E '^(Cap|NoNewPrivs)' /proc/self/status) > id; touch done"
+    ))  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert as_nobody(daemon, "raise", "c", "x").returncode == 0
+    eventually(lambda: (place.path / "done").exists(), "the run")
+    uid, gid, groups, *rights = place.lines("id")
+    assert (uid, gid, set(groups.split())) == (str(NOBODY), str(NOBODY), {str(NOBODY), "12"})
+    assert [line.split()[1] for line in rights] == ["0" * 16] * 5 + ["1"]
+
+
+@needs_root
+def test_client_of_another_root_makes_no_command_job(daemon):
+    refusal = as_nobody(daemon, "create-job", "deploy", "user", "channel=c", "--", "true", elsewhere=True)
+    assert refusal.returncode == 1
+    assert "another root directory or mount namespace" in refusal.stderr
+
+
+@needs_root
+def test_used_up_quota_lets_the_command_wait(launch, folder, place, eventually):
+    etc = Path(folder, "etc/policy.d")
+    etc.mkdir(parents=True)
+    (etc / "q.toml").write_text(f"[[quota]]\nname = 'few'\nsubject = {{uid = {NOBODY}}}\nchildren = 1\n")
+    daemon = launch()
+    hold = place.shell("touch held; while ! [ -e go ]; do sleep 0.01; done")
+    for name, command in (("first", hold), ("second", place.shell("touch done"))):
+        assert as_nobody(
+            daemon, "create-job", name, "user", f"channel={name}", "--backoff-min", "20ms", "--", *command
+        ).returncode == 0  # fmt: skip
+    as_nobody(daemon, "raise", "first", "x")
+    eventually(lambda: (place.path / "held").exists(), "the first")
+    as_nobody(daemon, "raise", "second", "x")
+    with daemon.client() as client:
+        eventually(lambda: phase(client, "second") == WAITING, "the second")
+        assert "uid 65534 has 1 of 1" in get(client, "second").exec_state.waiting_for
+        assert get(client, "second").stats.failed == 0
+        place.put("go")
+        eventually(lambda: (place.path / "done").exists(), "the second")
+
+
+@needs_root
+def test_who_may_have_no_children_makes_no_command_job(launch, folder):
+    etc = Path(folder, "etc/policy.d")
+    etc.mkdir(parents=True)
+    (etc / "q.toml").write_text(f"[[quota]]\nname = 'none'\nsubject = {{uid = {NOBODY}}}\nchildren = 0\n")
+    refusal = as_nobody(launch(), "create-job", "deploy", "user", "channel=c", "--", "true")
+    assert refusal.returncode == 1
+    assert "children" in refusal.stderr
+
+
+@needs_root
+def test_policy_that_forbids_the_module_ends_the_run(launch, folder, place, eventually):
+    etc = Path(folder, "etc/policy.d")
+    etc.mkdir(parents=True)
+    daemon = launch()
+    assert as_nobody(daemon, "create-job", "deploy", "user", "channel=c", "--", *held(place)).returncode == 0
+    as_nobody(daemon, "raise", "c", "x")
+    eventually(lambda: place.lines("begun"), "the run")
+    (etc / "no.toml").write_text(
+        f"[[rule]]\nname = 'no'\nsubject = {{uid = {NOBODY}}}\neffect = 'deny'\nmodule = 'user'\n"
+    )
+    daemon.signal(signal.SIGHUP)
+    eventually(lambda: place.lines("told"), "SIGTERM")
+    with daemon.client() as client:
+        eventually(lambda: phase(client, "deploy") == HALTED, "its end")
+        assert "policy" in get(client, "deploy").reason
+
+
+@needs_root
+def test_daemon_of_a_user_runs_commands_as_that_user_only(launch, folder, place, eventually):
+    if not nobody_can_run_python():
+        pytest.skip("needs an interpreter that an ordinary user can execute")
+    os.chmod(folder, 0o777)
+    daemon = launch("--user", user=NOBODY)
+    with daemon.client() as client:
+        code, message = refused(create, client, ["true"])
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "runs no commands as uid 0" in message
+    made = as_nobody(
+        daemon, "create-job", "deploy", "user", "channel=c", "--", *place.shell("id -u > id; touch done")
+    )
+    assert made.returncode == 0, made.stderr
+    as_nobody(daemon, "raise", "c", "x")
+    eventually(lambda: (place.path / "done").exists(), "the run")
+    assert place.lines("id") == [str(NOBODY)]
