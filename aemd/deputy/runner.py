@@ -30,8 +30,8 @@ from aemd.deputy.orders import Begun, End, Ended, Start
 from aemd.deputy.output import Lines
 
 GRACE_MS = 5_000  # between SIGTERM and SIGKILL of a run whose time is over; as `aemctl on`
-LOOK_MS = 10  # a control group that is killed is empty in less
-LEAVE_SECONDS = 5.0  # after which one that is not is left to the next run, and to systemd
+LOOK_MS = 10  # what is killed is gone in less
+LEAVE_SECONDS = 5.0  # after which what does not die is left to the next run, and to systemd
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -42,7 +42,7 @@ class _Run:
     pidfd: int
     lines: Lines | None
     says: int
-    due: float
+    due: float | None  # when something is to be done about it; None: it is only waited for
     late: bool = False
     told: bool = False
     terminated: bool = False
@@ -104,7 +104,7 @@ class Runner:
     def _wait_ms(self) -> float | None:
         if any(each.ended is not None for each in self._runs.values()):
             return LOOK_MS
-        due = min((each.due for each in self._runs.values()), default=None)
+        due = min((each.due for each in self._runs.values() if each.due is not None), default=None)
         return None if due is None else max(due - time.monotonic(), 0) * 1000 + 1
 
     # Orders.
@@ -166,7 +166,7 @@ class Runner:
 
     def _terminate(self, each: _Run, grace_ms: int) -> None:
         due = time.monotonic() + grace_ms / 1000
-        each.due = min(each.due, due) if each.terminated else due
+        each.due = due if each.due is None or not each.terminated else min(each.due, due)
         if not each.terminated and grace_ms:
             each.terminated = True
             _signal(each, signal.SIGTERM)
@@ -175,7 +175,7 @@ class Runner:
 
     def _kill(self, each: _Run) -> None:
         """Everything of it, the program last: its number keeps the group's from being given out again."""
-        each.due = float("inf")
+        each.due = None
         if self._subtree is not None:
             self._subtree.kill(each.order.place)
         _signal(each, signal.SIGKILL)
@@ -186,17 +186,27 @@ class Runner:
         """End what is late, and tell of what is gone altogether."""
         now = time.monotonic()
         for each in list(self._runs.values()):
+            late = each.due is not None and each.due <= now
             if each.ended is not None:
-                place = each.order.place
-                if self._subtree is None or self._subtree.remove(place) or each.due <= now:
+                if late or self._is_empty(each):
                     del self._runs[each.order.number]
                     self._tell(each.ended)
-            elif each.due <= now:
+            elif late:
                 if each.terminated:
                     self._kill(each)
                 else:
                     each.late = True
                     self._terminate(each, GRACE_MS)
+
+    def _is_empty(self, each: _Run) -> bool:
+        """Whether what was killed has died."""
+        if self._subtree is not None:
+            return self._subtree.remove(each.order.place)
+        try:
+            os.killpg(each.pid, 0)
+        except (ProcessLookupError, PermissionError):  # or the number is somebody else's by now
+            return True
+        return False
 
     def _reap(self, each: _Run) -> None:
         self._kill(each)

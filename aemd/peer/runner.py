@@ -50,6 +50,7 @@ class Runner:
         self._control: socket.socket | None = None
         self._pidfd = -1
         self._runs: dict[int, Watch] = {}
+        self._pids: dict[int, int] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._last = 0
 
@@ -89,6 +90,7 @@ class Runner:
     def close(self) -> None:
         """End it, and at once what still runs; nobody is told any more."""
         self._runs.clear()
+        self._pids.clear()
         process = self._process
         self._forget()
         if process is None:
@@ -150,8 +152,10 @@ class Runner:
     def _told(self, message: orders.Message) -> None:
         match message:
             case Begun(number, pid) if number in self._runs:
+                self._pids[number] = pid
                 self._reactor.defer(partial(self._runs[number].begun, pid))
             case Ended(number) if number in self._runs:
+                self._pids.pop(number, None)
                 self._reactor.defer(partial(self._runs.pop(number).ended, message))
 
     def _kill(self) -> None:
@@ -167,6 +171,10 @@ class Runner:
         self._read()  # what it still said
         self._forget()
         structlog.get_logger().error("runner died", pid=process.pid, status=process.returncode)
+        for pid in self._pids.values():  # their programs die with it; this is for what those have started
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self._pids.clear()
         runs, self._runs = list(self._runs.values()), {}
         for watch in runs:
             self._reactor.defer(partial(watch.ended, None))
