@@ -20,6 +20,7 @@ import errno
 import os
 import signal
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 
 from aemd.core.accounts import Charge
@@ -32,6 +33,7 @@ from aemd.core.outbox import Outbox
 from aemd.core.principal import Principal
 from aemd.core.reader import Reader
 from aemd.deputy.orders import Ended, Start
+from aemd.deputy.protocol import BECOMING
 from aemd.peer.runner import Runner, Watch
 from aemd.service import log
 from aemd.service.conductor import Conductor
@@ -45,6 +47,17 @@ GRACE_NS = 5 * SECOND  # between SIGTERM and SIGKILL of a run that is not wanted
 RUNNER_GONE = "the process that runs commands has ended"
 _RUNS = (JobState.ARMED, JobState.DEGRADED, JobState.DRAINING)
 _OF_THE_COMMAND = ("execve", "chdir")  # who refuses there refuses the command, not the daemon
+
+
+class Result(StrEnum):
+    """How a run ended, as metrics have it."""
+
+    DONE = "done"
+    FAILED = "failed"
+    LATE = "late"
+    NOT_EXECUTED = "not-executed"
+    ENDED = "ended"  # by us, for it was not wanted any more
+    LOST = "lost"  # for want of a process, which is no fault of the command
 
 
 @dataclass(slots=True)
@@ -229,7 +242,8 @@ class Commands:
 
     def _not_begun(self, command: _Command, entries: list[Entry], why: str) -> None:
         self._engine.give_back(command.reader, entries)
-        self._wait(command, command.execution.backoff_min_ns, why)
+        if command.job.state in _RUNS:
+            self._wait(command, command.execution.backoff_min_ns, why)
 
     def _begun(self, command: _Command, pid: int) -> None:
         if command.run is not None:
@@ -249,21 +263,24 @@ class Commands:
 
     def _ended(self, command: _Command, run: _Run, ended: Ended | None) -> None:
         self._over(command)
-        result, done, trouble = _judge(command.execution, ended)
-        self._note(command, run, ended, result)
+        result, words = _judge(command.execution, ended)
+        if run.ended and result is not Result.DONE:
+            result = Result.ENDED
+        self._note(command, run, ended, words)
         reader, now = command.reader, self._conductor.now()
-        if done:
+        reader.tally.runs[result] += 1
+        if result is Result.DONE:
             command.failures_in_a_row = 0
             for entry in run.entries:
                 self._engine.complete(
                     reader.session, reader.id, run.epoch, entry.last, error=None, reply=None, now=now
                 )
-        elif trouble or run.ended:
+        elif result is Result.ENDED:
             self._engine.give_back(reader, run.entries)
+        elif result is Result.LOST:
+            self._not_begun(command, run.entries, words)
         else:
-            self._fail(command, run, result)
-        if trouble and command.job.state in _RUNS:
-            self._wait(command, command.execution.backoff_min_ns, result)
+            self._fail(command, run, words)
         self._conductor.settle()
         reader.session.mark_ready()
 
@@ -313,20 +330,23 @@ class Commands:
             self._waited(command)
 
 
-def _judge(execution: Execution, ended: Ended | None) -> tuple[str, bool, bool]:
-    """What became of a run in words, whether it did its work, and whether it is the daemon that failed."""
+def _judge(execution: Execution, ended: Ended | None) -> tuple[Result, str]:
+    """What became of a run, and that in words."""
     if ended is None:
-        return RUNNER_GONE, False, True
+        return Result.LOST, RUNNER_GONE
+    if ended.call == BECOMING:
+        return Result.LOST, "not begun: the daemon cannot act as the job's owner"
     if ended.error:
         name = errno.errorcode.get(ended.error, str(ended.error))
-        if ended.call in _OF_THE_COMMAND:
-            what = execution.command[0] if ended.call == "execve" else execution.directory
-            return f"not executed: {what}: {os.strerror(ended.error)} ({name})", False, False
-        return f"not begun: {ended.call}: {os.strerror(ended.error)} ({name})", False, True
+        why = f"{os.strerror(ended.error)} ({name})"
+        if ended.call not in _OF_THE_COMMAND:
+            return Result.LOST, f"not begun: {ended.call}: {why}"
+        what = execution.command[0] if ended.call == "execve" else execution.directory
+        return Result.NOT_EXECUTED, f"not executed: {what}: {why}"
     if ended.late:
-        return f"ended after its time limit of {execution.timeout_ns / SECOND:g}s", False, False
+        return Result.LATE, f"ended after its time limit of {execution.timeout_ns / SECOND:g}s"
     code = os.waitstatus_to_exitcode(ended.status)
     if ended.told:
         how = "killed" if code == -signal.SIGKILL else "ended"
-        return f"{how}: its job was stopped, or the daemon", False, False
-    return ending(code), code == 0, False
+        return Result.ENDED, f"{how}: its job was stopped, or the daemon"
+    return Result.FAILED if code else Result.DONE, ending(code)

@@ -505,6 +505,7 @@ def test_command_line_makes_a_job_and_shows_how_it_gets_on(ctl, place, eventuall
     state = json.loads(ctl("show-job", "deploy", "-o", "json").stdout)["exec_state"]
     assert (state["phase"], state["last_status"], state["runs"]) == ("waiting", 4, 1)
     assert place.lines("runs") == ["light green"]
+    assert 'aemd_command_runs_total{module="user",result="failed"} 1' in ctl("metrics").stdout
     listed = json.loads(ctl("list-parked", "deploy", "-o", "json").stdout)
     assert [entry["reason"] for entry in listed] == ["exited with status 4"]
 

@@ -50,6 +50,7 @@ LIFE = {
     "ExecReload",
     "SyslogIdentifier",
     "KillMode",
+    "Delegate",
     "Restart",
     "RestartSec",
     "TimeoutStartSec",

@@ -247,21 +247,32 @@ def test_message_that_the_runner_does_not_understand_ends_it_and_nobody_else(rig
     assert rig.run("true").status == 0
 
 
-def test_command_that_nobody_may_be_is_not_run(rig, place):
-    """A runner that is not root has one user."""
+def execute(place, runner, prepare=""):
+    """Be `touch made` in a process that `runner` has forked; its exit status, 17 if that was refused."""
     script = f"""
 import encodings.idna, os, pwd, sys
 from aemd.deputy.orders import Start
 from aemd.deputy import run
-os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)
+{prepare}
 order = Start(1, 1, 1, [], False, ["touch", "{place}/made"], {{}}, "/", 1000, "job-1", "test")
 os.pipe()
 try:
-    run.execute(order, runner=os.getppid(), stdin=0, stdout=1, says=4, subtree=None)
+    run.execute(order, runner={runner}, stdin=0, stdout=1, says=4, subtree=None)
 except run.NotExecutedError as error:
-    sys.exit(error.error - {int(Fault.ANOTHER)} if error.call == "{BECOMING}" else 9)
+    assert (error.error, error.call) == ({int(Fault.ANOTHER)}, "{BECOMING}")
+    sys.exit(17)
 """
-    assert (
-        subprocess.run([sys.executable, "-c", script], check=False, stdin=subprocess.DEVNULL).returncode == 0
-    )
-    assert not rig.there("made")
+    return subprocess.run([sys.executable, "-c", script], check=False, stdin=subprocess.DEVNULL).returncode
+
+
+def test_runner_that_is_not_root_has_one_user(place):
+    switch = f"os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)"
+    assert execute(place, "os.getppid()", switch) == 17
+    assert not (place / "made").exists()
+    assert execute(place, "os.getppid()") == 0
+    assert (place / "made").exists()
+
+
+def test_command_whose_runner_is_gone_already_is_not_run(place):
+    assert execute(place, "os.getpid()") == 1
+    assert not (place / "made").exists()
