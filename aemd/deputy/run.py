@@ -32,7 +32,9 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 UMASK = 0o022
 DESCRIPTORS = 1_024  # select(2) knows no more; a program that needs more raises it itself
 DESCRIPTORS_MAX = 524_288  # what systemd gives services
+PROCESSES = 4_096  # of its user; the tasks of the service are everybody's
 LIMITS = (
+    (resource.RLIMIT_NPROC, PROCESSES, PROCESSES),
     (resource.RLIMIT_CORE, 0, 0),
     (resource.RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS_MAX),
 )

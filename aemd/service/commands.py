@@ -43,6 +43,7 @@ from aemd.service.rows import entry_row
 from aemd.sources.reactor import Timer
 from aemd.v1 import job_pb2
 
+RUNS_MAX = 512  # at once, of all users; each has his quota besides
 GRACE_NS = 5 * SECOND  # between SIGTERM and SIGKILL of a run that is not wanted any more
 RUNNER_GONE = "the process that runs commands has ended"
 _RUNS = (JobState.ARMED, JobState.DEGRADED, JobState.DRAINING)
@@ -197,6 +198,9 @@ class Commands:
         most = (DIRTY_EVENTS_MAX, DIRTY_BYTES_MAX) if dirty else (1, 1)
         entries = self._engine.take(command.reader, *most)
         if not entries:
+            return
+        if len(self._running) >= RUNS_MAX:
+            self._not_begun(command, entries, f"{RUNS_MAX} commands of all users run, and no more may")
             return
         try:
             charge = self._engine.accounts.charge(command.job.owner, "children")

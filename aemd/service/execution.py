@@ -24,7 +24,7 @@ BACKOFF_MIN_NS = 1 * SECOND
 BACKOFF_MAX_NS = 300 * SECOND
 BACKOFF_MOST_NS = 86_400 * SECOND
 SPAN_LEAST_NS = SECOND // 1_000
-DIRTY_EVENTS_MAX = 1_024  # of one run; what is beyond them is for the next one
+DIRTY_EVENTS_MAX = 256  # of one run: 10 to 20 ms of the core; what is beyond them is for the next one
 DIRTY_BYTES_MAX = 256 * 1024  # likewise; of events, which are longer as JSON
 
 

@@ -7,6 +7,7 @@ and the daemon must not load the SDK, so each has its own, and a test holds them
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf import descriptor_pool, json_format
@@ -18,6 +19,7 @@ from aemd.core.job import Job
 from aemd.service.feed import Row
 from aemd.v1 import event_pb2, session_pb2
 
+_PLAIN, _BYTES, _LIST, _MAP, _MESSAGE, _ENUM = range(6)
 _WELL_KNOWN = frozenset(  # have a JSON form of their own
     f"google.protobuf.{name}"
     for name in (
@@ -82,30 +84,44 @@ def _message(message: Message) -> Any:
     if message.DESCRIPTOR.full_name in _WELL_KNOWN:
         return json_format.MessageToDict(message, preserving_proto_field_name=True)
     found: Row = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.type == field.TYPE_BYTES and not field.is_repeated:
+    for name, how, kind in _plan(message.DESCRIPTOR):
+        value = getattr(message, name)
+        if how == _BYTES:
             try:
-                found[field.name] = value.decode()
+                found[name] = value.decode()
             except UnicodeDecodeError:
-                found[field.name + "_base64"] = base64.b64encode(value).decode()
-        elif field.is_repeated:
-            found[field.name] = _repeated(field, value)
-        elif field.type == field.TYPE_MESSAGE and not message.HasField(field.name):
-            found[field.name] = None
+                found[name + "_base64"] = base64.b64encode(value).decode()
+        elif how == _LIST:
+            found[name] = [_item(kind, item) for item in value]
+        elif how == _MAP:
+            found[name] = {str(key): _item(kind, item) for key, item in value.items()}
+        elif how == _MESSAGE:
+            found[name] = _message(value) if message.HasField(name) else None
         else:
-            found[field.name] = _item(field, value)
+            found[name] = _word(kind, value) if how == _ENUM else value
     return found
 
 
-def _repeated(field: Any, value: Any) -> Any:
+@lru_cache(maxsize=1_024)
+def _plan(descriptor: Any) -> list[tuple[str, int, Any]]:
+    """The fields of a kind of message: name, how they are shown, and of what type they or their items are."""
+    return [(field.name, *_how(field)) for field in descriptor.fields]
+
+
+def _how(field: Any) -> tuple[int, Any]:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        inner = field.message_type.fields_by_name["value"]
-        return {str(name): _item(inner, item) for name, item in value.items()}
-    return [_item(field, item) for item in value]
+        return _MAP, field.message_type.fields_by_name["value"]
+    if field.is_repeated:
+        return _LIST, field
+    if field.type == field.TYPE_BYTES:
+        return _BYTES, None
+    if field.type == field.TYPE_MESSAGE:
+        return _MESSAGE, None
+    return (_ENUM, field.enum_type) if field.type == field.TYPE_ENUM else (_PLAIN, None)
 
 
 def _item(field: Any, item: Any) -> Any:
+    """One of several values, of the type of `field`."""
     if field.type == field.TYPE_MESSAGE:
         return _message(item)
     if field.type == field.TYPE_ENUM:
@@ -118,6 +134,7 @@ def _item(field: Any, item: Any) -> Any:
     return item
 
 
+@lru_cache(maxsize=1_024)
 def _word(kind: Any, number: int) -> str:
     """CAUSE_SOURCE_FAILED of Cause as source-failed; UNSPECIFIED as nothing."""
     value = kind.values_by_number.get(number)

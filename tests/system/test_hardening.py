@@ -51,6 +51,7 @@ LIFE = {
     "SyslogIdentifier",
     "KillMode",
     "Delegate",
+    "TasksMax",
     "Restart",
     "RestartSec",
     "TimeoutStartSec",

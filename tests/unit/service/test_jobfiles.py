@@ -92,7 +92,7 @@ def test_parameters_are_taken_as_toml_has_them() -> None:
         (job("exec = {}"), "f.toml:6: job[1].exec.command: is required"),
         (job('exec.command = "true"'), 'f.toml:6: job[1].exec.command: "true": '),
         (job('exec = { command = ["./x"] }'), "f.toml:6: job[1].exec.command: './x' is relative"),
-        (job('exec = { command = ["x"], comand = 1 }'), "f.toml:6: job[1].exec.comand: no such key; did you"),
+        (job('exec = { command = ["x"], kommand = 1 }'), "f.toml:6: job[1].exec.kommand: no such key"),
         (job('exec = { command = ["x"], mode = "both" }'), 'f.toml:6: job[1].exec.mode: "both": must be one'),
         (job('exec = { command = ["x"], timeout_ns = "8d" }'), "f.toml:6: job[1].exec.timeout_ns: is 6912"),
         (job('exec = { command = ["x"], timeout_ns = 0 }'), "f.toml:6: job[1].exec.timeout_ns: 0: must be 1"),

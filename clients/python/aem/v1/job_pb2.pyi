@@ -127,7 +127,7 @@ class _ExecModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecMode.Val
     EXEC_MODE_QUEUE: _ExecMode.ValueType  # 1
     """A run for each entry, one after the other."""
     EXEC_MODE_DIRTY: _ExecMode.ValueType  # 2
-    """A run for everything that happened since the last one began."""
+    """A run for everything that happened since the last one began, 256 entries and 256 KiB of events at most."""
 
 class ExecMode(_ExecMode, metaclass=_ExecModeEnumTypeWrapper):
     """Which events one run of a command gets."""
@@ -137,7 +137,7 @@ EXEC_MODE_UNSPECIFIED: ExecMode.ValueType  # 0
 EXEC_MODE_QUEUE: ExecMode.ValueType  # 1
 """A run for each entry, one after the other."""
 EXEC_MODE_DIRTY: ExecMode.ValueType  # 2
-"""A run for everything that happened since the last one began."""
+"""A run for everything that happened since the last one began, 256 entries and 256 KiB of events at most."""
 Global___ExecMode: _TypeAlias = ExecMode  # noqa: Y015
 
 class _ExecPhase:
