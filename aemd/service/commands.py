@@ -194,43 +194,49 @@ class Commands:
             self._begin(command)
 
     def _begin(self, command: _Command) -> None:
-        dirty = command.execution.dirty
-        most = (DIRTY_EVENTS_MAX, DIRTY_BYTES_MAX) if dirty else (1, 1)
-        entries = self._engine.take(command.reader, *most)
-        if not entries:
+        if command.reader.next_entry() is None:
             return
         if len(self._running) >= RUNS_MAX:
-            self._not_begun(command, entries, f"{RUNS_MAX} commands of all users run, and no more may")
+            self._begin_later(command, f"{RUNS_MAX} commands of all users run, and no more may")
             return
         try:
             charge = self._engine.accounts.charge(command.job.owner, "children")
         except AemError as error:
-            self._not_begun(command, entries, error.message)
+            self._begin_later(command, error.message)
             return
-        order, stdin = self._order(command, entries)
+        dirty = command.execution.dirty
+        most = (DIRTY_EVENTS_MAX, DIRTY_BYTES_MAX) if dirty else (1, 1)
+        entries = self._engine.take(command.reader, *most)
         now = self._conductor.now()
         run = command.run = _Run(
-            order.number, entries, command.reader.epoch, charge, now.mono_ns, now.real_ns
+            self._runner.next_number(), entries, command.reader.epoch, charge, now.mono_ns, now.real_ns
         )
         self._running[command] = None
+        watch = Watch(partial(self._begun, command), partial(self._ended, command, run))
         try:
-            self._runner.start(
-                order, stdin, Watch(partial(self._begun, command), partial(self._ended, command, run))
-            )
+            self._runner.start(*self._order(command, run), watch)
         except OSError as error:
             self._over(command)
             self._not_begun(command, entries, f"no process can be started: {error.strerror or error}")
-            return
-        command.state.runs += 1
+        except Exception:  # a module has made something of it that is no event
+            log.get().exception(
+                "module failed", **{log.MODULE: command.job.traits.name, log.JOB: command.job.id}
+            )
+            self._over(command)
+            self._fail(
+                command, run, f"module {command.job.traits.name} gave what cannot be shown to a command"
+            )
+        else:
+            command.state.runs += 1
 
-    def _order(self, command: _Command, entries: list[Entry]) -> tuple[Start, bytes]:
+    def _order(self, command: _Command, run: _Run) -> tuple[Start, bytes]:
         job, execution = command.job, command.execution
         assert job.durable is not None
-        rows = [entry_row(job, command.reader.epoch, entry) for entry in entries]
+        rows = [entry_row(job, run.epoch, entry) for entry in run.entries]
         facts = variables(rows[-1]) | {"AEM_NAME": job.durable.name, "AEM_EVENTS": str(len(rows))}
         owner = job.owner
         order = Start(
-            number=self._runner.next_number(),
+            number=run.number,
             uid=owner.uid,
             gid=owner.gid,
             groups=list(owner.groups),
@@ -246,6 +252,9 @@ class Commands:
 
     def _not_begun(self, command: _Command, entries: list[Entry], why: str) -> None:
         self._engine.give_back(command.reader, entries)
+        self._begin_later(command, why)
+
+    def _begin_later(self, command: _Command, why: str) -> None:
         if command.job.state in _RUNS:
             self._wait(command, command.execution.backoff_min_ns, why)
 

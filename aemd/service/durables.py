@@ -366,10 +366,13 @@ class Durables:
     def _restore(self, store: Store, row: JobRow) -> None:
         definition = _definition(row)
         request = definition.request
+        execution: Execution | None = None
         principal = _principal(row.owner, definition, administrator=row.owner == self._administrator)
         refusal: AemError | None = None
         ruling: Ruling | None = None
         try:
+            if request.HasField("exec"):
+                execution = parse_exec(request.exec)
             meant = self._conductor.meant(principal, request.module, request.params)
             traits, params, values = meant.traits, meant.params, meant.values
             ruling = meant.ruling
@@ -402,8 +405,8 @@ class Durables:
         job.durable.start_ns = row.start_ns
         if not store.clean and (row.start_ns != STOPPED or row.positions.head.seq):
             self._engine.begin_epoch(job)
-        if request.HasField("exec"):
-            self.commands.add(job, parse_exec(request.exec), known=True)
+        if execution is not None:
+            self.commands.add(job, execution, known=True)
         if refusal is not None:
             self._conductor.never_open(job)
             self._conductor.close_job(job, refusal.message)

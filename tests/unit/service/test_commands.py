@@ -212,6 +212,31 @@ def test_daemon_that_ends_begins_nothing_and_ends_what_runs(rig):
     assert len(rig.runner.orders) == 1
 
 
+def test_what_waits_for_quota_or_place_was_not_attempted(rig, monkeypatch):
+    monkeypatch.setattr(commands, "RUNS_MAX", 0)
+    job = rig.make(backoff_min_ns=1_000_000)
+    rig.fire(job)
+    rig.bench.turn_until(lambda: rig.state(job).phase == job_pb2.EXEC_PHASE_WAITING)
+    for _ in range(3):
+        rig.commands.hurry(job)
+        rig.bench.turn()
+    monkeypatch.setattr(commands, "RUNS_MAX", 1)
+    rig.bench.turn_until(lambda: rig.runner.orders)
+    assert json.loads(rig.runner.orders[0][1])["attempts"] == 1
+
+
+def test_what_is_no_event_is_parked_and_holds_up_nothing(rig, capfd):
+    job = rig.make(options=job_pb2.Options(attempts_max=1), backoff_min_ns=1_000_000)
+    rig.daemon.engine.fire(job, b"\xff")
+    rig.fire(job)
+    rig.bench.turn_until(lambda: rig.runner.orders)
+    assert rig.runner.payloads == [[2]]
+    (parked,) = rig.daemon.engine.parked_of(job)
+    assert parked.reason == "module prop gave what cannot be shown to a command"
+    assert rig.used() == 1
+    assert "module failed" in capfd.readouterr().out
+
+
 def test_pid_is_for_those_who_know_pids_of_the_daemon(rig):
     job = rig.make()
     rig.fire(job)
