@@ -45,6 +45,7 @@ from aemd.modules.need import (
     SendPath,
 )
 from aemd.peer import refusals
+from aemd.peer.beside import start_beside
 from aemd.peer.turns import Turns
 from aemd.sources.reactor import Reactor, Timer
 
@@ -53,10 +54,8 @@ QUEUE_NS = 30 * SECOND  # how long a question may wait for its turn
 TRIES = 2
 RESTART_MIN_NS = 100 * MS  # then twice as long each time, while it answers nothing
 RESTART_MAX_NS = 10 * SECOND
-BUFFER_BYTES = 1024 * 1024  # of the control socket: the longest request fits
 MESSAGES = 64  # read in one turn
 END_SECONDS = 2.0  # for names that are to be removed when the daemon ends
-ENVIRONMENT = ("PATH", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON")  # beginnings of names
 
 Answered = Callable[["Given | AemError"], None]
 
@@ -415,26 +414,14 @@ class Deputy:
     # The process.
 
     def _start(self) -> bool:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        with theirs:
-            _widen(ours)
-            _widen(theirs)
-            try:
-                process = subprocess.Popen(
-                    [*self._command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    env=_environment(),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            except OSError as error:
-                ours.close()
-                structlog.get_logger().error("deputy cannot be started", error=str(error))
-                self._start_later()
-                return False
-        self._process, self._control = process, ours
-        self._pidfd = os.pidfd_open(process.pid)
-        self._reactor.add(ours.fileno(), select.EPOLLIN, self._ready)
+        try:
+            self._process, self._control = start_beside(self._command)
+        except OSError as error:
+            structlog.get_logger().error("deputy cannot be started", error=str(error))
+            self._start_later()
+            return False
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._reactor.add(self._control.fileno(), select.EPOLLIN, self._ready)
         self._reactor.add(self._pidfd, select.EPOLLIN, self._died)
         return True
 
@@ -567,15 +554,3 @@ def _facts(need: Errand | _RemovePath) -> tuple[Kind, bytes, list[int] | None, d
 def _close_all(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _widen(sock: socket.socket) -> None:
-    """Room for the longest message; SO_SNDBUFFORCE of socket(7) needs CAP_NET_ADMIN."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, 32, BUFFER_BYTES)
-    except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}

@@ -32,11 +32,13 @@ from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
 from aemd.peer.deputy import Deputy
 from aemd.peer.peers import Peers
+from aemd.peer.runner import Runner
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.service import log
 from aemd.service.admin import AdminService
 from aemd.service.audit import Audit
 from aemd.service.authority import Authority
+from aemd.service.commands import Commands
 from aemd.service.conductor import Conductor
 from aemd.service.config import Config
 from aemd.service.configuration import interpret
@@ -112,7 +114,7 @@ class Daemon:
         self.descriptors = Descriptors(
             limit=raise_limit(),
             reserve=limits.descriptors_reserve,
-            others=lambda: self.peers.descriptors + self.deputy.descriptors,
+            others=lambda: self.peers.descriptors + self.deputy.descriptors + self.runner.descriptors,
             accounts=self.accounts,
         )
         self.deputy = Deputy(
@@ -163,8 +165,13 @@ class Daemon:
         )
         self.shares = Shares(self.loop, limits.turn_ns)
         self.intake = Intake(self.accounts, self.loop, self.shares)
+        self.runner = Runner(self.loop)
+        self.commands = Commands(self.conductor, self.runner)
         self.durables = Durables(
-            self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(os.geteuid())
+            self.conductor,
+            os.path.join(config.state_dir, STORE_FILE),
+            owner=Owner(os.geteuid()),
+            commands=self.commands,
         )
         self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
@@ -262,14 +269,15 @@ class Daemon:
             self.engine.tick(self.conductor.now())
         for _ in range(ROUNDS_PER_TURN):
             self.conductor.settle()
-            if not self.sessions.flush():
+            if not (self.sessions.flush() | self.commands.flush()):
                 break
         else:
             self.loop.defer(_nothing)  # the hooks run once more
         self.durables.keep()
         self.registrations.commit()
         self.lasting.shelf.flush()
-        if self.draining and not self._handed_over and self.sessions.idle(late=self._late):
+        idle = self.draining and self.commands.idle and self.sessions.idle(late=self._late)
+        if idle and not self._handed_over:
             self._stop_soon()
         self._set_timer()
 
@@ -301,6 +309,7 @@ class Daemon:
         self.notifier.stopping("ending, sessions have been told")
         self.peers.stop_accepting()
         self.sessions.drain(f"the daemon ends ({name})", self.limits.drain_ns)
+        self.commands.drain(self.limits.drain_ns)
         clock = self.loop.clock("monotonic")
         clock.call_at(clock.now_ns() + self.limits.settle_ns, self._settle_no_more)
         clock.call_at(clock.now_ns() + self.limits.drain_ns, self._drained)
@@ -344,6 +353,7 @@ class Daemon:
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
         self.authority.audit.close()
+        self.commands.close()
         self.durables.close()
         self.registry.close()
         self.lasting.close()

@@ -50,6 +50,8 @@ LIFE = {
     "ExecReload",
     "SyslogIdentifier",
     "KillMode",
+    "Delegate",
+    "TasksMax",
     "Restart",
     "RestartSec",
     "TimeoutStartSec",
