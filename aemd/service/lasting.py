@@ -232,7 +232,7 @@ class Lasting:
         self.shelf.settle(until)
         count = self.shelf.kept
         for job, number, fd in _in_turn(connections):
-            if count == STORED_MAX or time.monotonic() > until:
+            if count >= STORED_MAX or time.monotonic() > until:
                 break
             if not self._notifier.store(f"job-{job.id}-connection-{number}", (fd,), poll=False):
                 break

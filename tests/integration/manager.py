@@ -91,6 +91,12 @@ class Keeper:
             for fd in self.kept.pop(name):
                 os.close(fd)
 
+    def sockets(self):
+        """Those that are kept, as /proc names them."""
+        with self._condition:
+            names = [os.readlink(f"/proc/self/fd/{fd}") for fds in self.kept.values() for fd in fds]
+        return {name for name in names if name.startswith("socket:")}
+
     def start(self, daemon):
         """Start the daemon with everything that is kept."""
         with self._condition:

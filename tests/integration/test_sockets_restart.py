@@ -18,6 +18,7 @@ from tests.integration.manager import REGISTRATIONS, Keeper
 from tests.integration.test_handover import LOTS, come_back
 from tests.integration.test_policy import A, Other
 
+NAME = f"aemd-test-{os.getpid()}"
 NOTHING = job_pb2.Credit()  # so that no handler is waited for when a job ends
 
 
@@ -117,6 +118,15 @@ class Line:
         self.session.send(complete=complete)
 
 
+def sockets_of(daemon):
+    """The sockets that the daemon has open, as /proc names them."""
+    found = set()
+    for fd in os.listdir(f"/proc/{daemon.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{daemon.pid}/fd/{fd}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
 @pytest.fixture
 def line(daemon, keeper):
     return Line(daemon, keeper)
@@ -180,9 +190,9 @@ def test_a_connection_outlives_the_daemon_and_nothing_of_it_is_lost(line, keeper
 
 
 def test_output_that_the_peer_has_not_taken_and_its_half_closed_connection_go_on(line):
-    line.register(listen="unix:@aemd-test-output")
+    line.register(listen=f"unix:@{NAME}")
     line.hear("listening")
-    with connect("\0aemd-test-output", socket.AF_UNIX) as peer:
+    with connect(f"\0{NAME}", socket.AF_UNIX) as peer:
         key = line.hear("accepted")[2].key
         peer.sendall(b"all of it")
         peer.shutdown(socket.SHUT_WR)
@@ -208,9 +218,9 @@ def test_output_that_the_peer_has_not_taken_and_its_half_closed_connection_go_on
 
 
 def test_a_handler_that_had_an_event_answers_it_to_the_same_connection_after_the_restart(line):
-    line.register(listen="unix-seqpacket:@aemd-test-answer")
+    line.register(listen=f"unix-seqpacket:@{NAME}")
     line.hear("listening")
-    with connect("\0aemd-test-answer", socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+    with connect(f"\0{NAME}", socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
         line.hear("accepted")
         peer.send(b"question")
         binding, seq, _ = line.hear("data")
@@ -369,18 +379,23 @@ def test_what_nobody_comes_back_for_after_a_kill_is_closed_and_its_path_removed(
     line.register(listen=f"unix:{folder}/sock")
     line.register(listen="tcp:127.0.0.1:0")
     keeper.until(lambda names: len(names) == 2)
+    held = keeper.sockets()
+    assert len(held & sockets_of(line.daemon)) == 2
     line.stop(kill=True)
     assert os.path.exists(f"{folder}/sock")
     keeper.lose(REGISTRATIONS)
     keeper.start(line.daemon)
     keeper.until(lambda names: not names)
+    assert held & sockets_of(line.daemon) == set()
     line.daemon.stop()
     assert not os.path.exists(f"{folder}/sock")
 
 
 def test_an_address_can_be_bound_again_at_once_by_whoever_asks_after_it_was_closed(line, keeper):
     keeper.idle_seconds = 0.2
-    for listen in ("tcp:127.0.0.1:38471", "udp:127.0.0.1:38471", "unix:@aemd-test-again"):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    for listen in (f"tcp:127.0.0.1:{port}", f"udp:127.0.0.1:{port}", f"unix:@{NAME}"):
         registered = line.session.register("socket", listen=listen, credit=NOTHING)
         keeper.until(lambda names, job=registered.job: f"job-{job}" in names)
         shutdown = session_pb2.Shutdown(job=registered.job)
@@ -499,9 +514,9 @@ def test_a_session_whose_process_has_ended_leaves_no_socket(keeper, daemon, fold
 
 
 def test_room_that_came_while_the_client_was_away_is_told_when_it_is_back(line, keeper):
-    line.register(listen="unix:@aemd-test-output")
+    line.register(listen=f"unix:@{NAME}")
     line.hear("listening")
-    with connect("\0aemd-test-output", socket.AF_UNIX) as peer:
+    with connect(f"\0{NAME}", socket.AF_UNIX) as peer:
         binding, seq, event = line.hear("accepted")
         written = event.socket.room_bytes
         sent = bytes(written)

@@ -78,11 +78,9 @@ def test_datagrams_that_wait_are_adopted_with_their_socket(binder):
     binder.close(bound)
 
 
-@pytest.mark.parametrize(
-    "text", ["tcp:127.0.0.1:0", "unix:@aemd-test-silence", "unix-seqpacket:@aemd-test-silence"]
-)
+@pytest.mark.parametrize("text", ["tcp:127.0.0.1:0", "unix:@aemd-test-{}", "unix-seqpacket:@aemd-test-{}"])
 def test_what_is_closed_refuses_also_while_somebody_else_has_it_open(binder, text):
-    bound = binder.bind(parse_address(text), owner="me")
+    bound = binder.bind(parse_address(text.format(os.getpid())), owner="me")
     bound.listen(5)
     kind, name = bound.socket.type, bound.socket.getsockname()
     with socket.socket(fileno=os.dup(bound.socket.fileno())) as other:

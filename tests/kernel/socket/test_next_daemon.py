@@ -13,6 +13,8 @@ from aemd.modules.left import Left
 from aemd.modules.socket import Socket
 from aemd.v1 import session_pb2
 
+NAME = f"aemd-test-next-{os.getpid()}"
+
 
 class Restart:
     """Ends the module's part of a job, and begins it again in another module object; the manager is us."""
@@ -86,7 +88,7 @@ def test_a_message_that_was_cut_by_the_restart_is_whole(rig, restart, framing, b
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("more", [b"", b"5\n"])
 def test_messages_that_were_read_and_not_told_come_first(rig, restart, stopped, more):
-    job = rig.open("unix:@aemd-test-next", framing="line")
+    job = rig.open(f"unix:@{NAME}", framing="line")
     client, _ = rig.connect(job)
     rig.host.fired_max = len(rig.host.fired) + 2
     client.sendall(b"1\n2\n3\n4\n")
@@ -118,7 +120,7 @@ def test_output_that_waits_is_sent_by_the_next(rig, restart):
 
 
 def test_messages_that_wait_keep_their_borders(rig, restart):
-    job = rig.open("unix-seqpacket:@aemd-test-next")
+    job = rig.open(f"unix-seqpacket:@{NAME}")
     client, key = rig.connect(job)
     count, _ = rig.fill(job, key, lambda number: b"%05d" % number * 1000)
     restart(job)
@@ -272,9 +274,7 @@ def test_path_keeps_its_name_and_is_removed_with_the_job(rig, restart, tmp_path_
     assert not os.path.exists(path)
 
 
-def test_path_that_leads_elsewhere_by_now_is_bound_anew_where_that_is_possible(
-    rig, restart, tmp_path_factory
-):
+def test_path_that_leads_elsewhere_by_now_is_bound_anew(rig, restart, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("p") / "s")
     job = rig.open(f"unix:{path}")
     inode = os.stat(path).st_ino
