@@ -37,6 +37,7 @@ from aemd.core.reader import Reader
 from aemd.core.session import Session
 from aemd.core.traits import Traits
 from aemd.v1 import job_pb2, session_pb2
+from tests.property.runs import runs
 
 PRINCIPAL = Principal(Owner(1000), 1000, (), 4242, 99, administrator=False)
 LIMITS = Limits(queue_depth=6, queue_bytes=400, lease_ns=60_000 * MS)
@@ -347,6 +348,11 @@ class Durables(RuleBasedStateMachine):
     def wait(self, after_ms):
         self.now = Now(self.now.mono_ns + after_ms * MS, self.now.real_ns + after_ms * MS)
         self.engine.tick(self.now)
+
+    @rule(days=st.integers(-2, 2))
+    def set_clock(self, days):
+        """The wall clock is set; nothing here may depend on it."""
+        self.now = Now(self.now.mono_ns, self.now.real_ns + days * 86_400_000 * MS)
 
     @rule(which=st.integers(0, 1))
     def doubt(self, which):
@@ -983,7 +989,7 @@ class Short(Durables):
 TestDurables = Durables.TestCase
 TestDurablesUnderQuotas = Short.TestCase
 TestDurables.settings = TestDurablesUnderQuotas.settings = settings(
-    max_examples=300,
+    max_examples=runs(300),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
