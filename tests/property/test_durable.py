@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from aemd.core.effects import Fetch
 from aemd.core.engine import Engine
 from aemd.core.entry import EntryState, Loss
 from aemd.core.errors import AemError
+from aemd.core.frozen import FrozenSession
 from aemd.core.history import NEW, START, Cursor, Keep, Positions, Record
 from aemd.core.job import Job, JobState
 from aemd.core.limits import MS, Limits
@@ -443,9 +445,42 @@ class Durables(RuleBasedStateMachine):
         """Nothing can be read, or something again."""
         self.broken = broken
 
+    @rule()
+    def hand_over(self):
+        """Another daemon begins, with what is on disk and the sessions of the one before."""
+        frozen = self.engine.freeze(started=lambda _: True, memento=lambda _: None, now=self.now)
+        estate = msgspec.msgpack.decode(msgspec.msgpack.encode(frozen), type=list[FrozenSession])
+        ids = {kept.job.id: kept for kept in self.kept if kept.job.state is not JobState.CLOSING}
+        for kept in self.kept:
+            if kept.job.state is JobState.CLOSING:  # nobody waits for its handlers any more
+                self.engine.end_job(kept.job, "the daemon ends", self.now)
+        self.full = False
+        self.settle_store()
+        self.store.clear()
+        self.refused.clear()
+        self.syncs.clear()
+        next_id = self.engine.next_id
+        self.new_engine()
+        self.engine.ids_begin(next_id)
+        self.kept = [kept for kept in self.kept if not kept.ended]
+        for kept in self.kept:
+            assert kept.disk.at.head == kept.head
+            self.make(kept, kept.disk.at)
+        for peer, each in zip(self.peers, sorted(estate, key=lambda session: session.id), strict=True):
+            peer.session = self.engine.thaw_session(each, self.now)
+            peer.wire.clear()
+            held = {}
+            for reader in each.readers:
+                if reader.job in ids and not ids[reader.job].ended:
+                    self.engine.thaw_reader(peer.session, ids[reader.job].job, reader)
+                    client = held[reader.binding.id] = peer.clients[reader.binding.id]
+                    client.reader = peer.session.bindings[reader.binding.id]
+            peer.clients = held
+            self.engine.await_client(peer.session)
+
     @rule(in_order=st.booleans(), written=st.integers(0, 9))
     def restart(self, in_order, written):
-        """Another daemon begins, with what is on disk."""
+        """Another daemon begins, with what is on disk, and knows no session."""
         if in_order:
             self.full = False
             for peer in self.peers:
