@@ -473,6 +473,8 @@ class Durables(RuleBasedStateMachine):
             for reader in each.readers:
                 if reader.job in ids and not ids[reader.job].ended:
                     self.engine.thaw_reader(peer.session, ids[reader.job].job, reader)
+                    if ids[reader.job].job.state is JobState.GONE:
+                        continue
                     client = held[reader.binding.id] = peer.clients[reader.binding.id]
                     client.reader = peer.session.bindings[reader.binding.id]
             peer.clients = held
@@ -828,7 +830,8 @@ class Durables(RuleBasedStateMachine):
             _, client, mark = self.syncs.pop(frame.request_id)
             done = frame.sync_done
             assert (done.binding, done.cursor.epoch, done.cursor.seq) == (client.reader.id, *mark)
-            at, over = client.sending, client.reader.id not in peer.clients
+            ended = client.kept.job.state is JobState.GONE  # in this very turn, and says so by this answer
+            at, over = client.sending, ended or client.reader.id not in peer.clients
             assert over or at.at >= mark or (at.at.epoch == mark.epoch and at.left_out(at.rest()))
 
     def note_sent(self, client: Client, entry: Entry) -> None:
