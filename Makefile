@@ -25,6 +25,14 @@ dev:
 test: dev ## Run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+# Of the simulated core, in each of the four tests.
+RUNS := 2500
+
+.PHONY: simulate
+simulate: dev ## Simulate the core many times, with faults: make simulate RUNS=2500
+	@SIMULATED_RUNS=$(RUNS) $(BIN)/python -m pytest -n $(WORKERS) --timeout 3600 --hypothesis-show-statistics \
+		tests/property $(ARGS)
+
 # Of the model test; each is one run in each of its files.
 SEEDS := 1000-1049
 

@@ -129,9 +129,13 @@ class Freezing(Course):
         return job
 
     def thaw_reader(self, session: Session, job: Job, frozen: FrozenReader) -> None:
-        """A thawed session's hold on a durable job that is there; AemError if its user may not have it."""
+        """A thawed session's hold on a durable job; AemError if its user may not have it. Nothing
+        if the job had nothing more to wait for, and has ended.
+        """
         durable = job.durable
         assert durable is not None
+        if job.state is JobState.GONE:
+            return
         session.account.charge("jobs", session.allowance)
         reader = Reader(
             frozen.binding.id,

@@ -71,7 +71,7 @@ MEMINFO_DROPS = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 # Of connections. Here because a module may be loaded anew, a source is not. They begin where no daemon before
 # this one can have come (it accepted less than a million a second), however short it lived: what a client
 # still answers to a connection of that one must not reach another's.
-NUMBERS = itertools.count(int((time.time() - YEAR_2023) * (1 << 20)))
+NUMBERS = itertools.count((time.time_ns() - YEAR_2023 * SECOND << 20) // SECOND)
 _MEMINFO = struct.Struct("@9I")
 _CREDENTIALS = struct.Struct("@iII")
 _ACCEPTS = counts("accept")

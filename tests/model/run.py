@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -56,7 +57,7 @@ class Run:
         if self._disk is not None:
             self._daemon.command = self._disk.inside(self._daemon.command)  # type: ignore[method-assign]
         self._process: subprocess.Popen[str] | None = None
-        self._paused = False
+        self._guests = itertools.count()
         self._children: list[subprocess.Popen[bytes]] = []
         self._over = asyncio.Event()
 
@@ -148,7 +149,9 @@ class Run:
             await asyncio.sleep(5 * PAUSE_SECONDS)
 
     async def _say_some(self) -> None:
-        reader, writer = await asyncio.open_connection(self._host, self._port("socket"))
+        number = next(self._guests)  # an address for each: ports come again
+        source = (f"127.255.{number // 250}.{1 + number % 250}", 0)
+        reader, writer = await asyncio.open_connection(self._host, self._port("socket"), local_addr=source)
         host, port = writer.get_extra_info("sockname")
         visit = self.truth.visits[f"tcp:{host}:{port}"] = Visit()
         try:

@@ -4,6 +4,7 @@ import pytest
 
 from tests.model.conftest import seeds
 
+pytestmark = pytest.mark.timeout(180)
 SEEDS = (*range(1, 17),)
 FAULTS = (
     "cut_by_front",

@@ -7,10 +7,13 @@ import pytest
 
 from tests.model.conftest import seeds
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None,
-    reason="needs root and unshare: mounts a file system",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("unshare") is None,
+        reason="needs root and unshare: mounts a file system",
+    ),
+    pytest.mark.timeout(180),
+]
 SEEDS = (*range(201, 207),)
 FAULTS = (
     "fill_disk",

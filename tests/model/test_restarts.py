@@ -4,6 +4,7 @@ import pytest
 
 from tests.model.conftest import seeds
 
+pytestmark = pytest.mark.timeout(180)
 SEEDS = (*range(101, 111),)
 FAULTS = (
     "restart",

@@ -2,7 +2,9 @@
 
 For every binding, the entries delivered tile every number from its start to the head, in order, without hole
 or overlap; what is delivered again is byte for byte the same. The model sees nothing but the encoded frames,
-parsed by protobuf, between which and the client a network may lose whatever was not yet received.
+parsed by protobuf, between which and the client a network may lose whatever was not yet received. Streams are
+lost, clients stop reading, the wall clock is set, and the daemon ends in order and another goes on: what is
+handed over goes through its own encoding.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Pool
@@ -28,15 +31,17 @@ from aemd.core.effects import Operate, Release, SessionEnded
 from aemd.core.engine import Engine
 from aemd.core.entry import EntryState
 from aemd.core.errors import AemError
+from aemd.core.frozen import FrozenSession
 from aemd.core.job import Job, JobState
 from aemd.core.limits import MS, Limits
 from aemd.core.now import Now
-from aemd.core.options import CUMULATIVE, EXPLICIT, NONE, PAUSE_SOURCE
+from aemd.core.options import CUMULATIVE, EXPLICIT, NONE, PAUSE_SOURCE, OptionsParser
 from aemd.core.principal import Owner, Principal
 from aemd.core.quota import DefaultQuotas, Quota
 from aemd.core.traits import Traits
 from aemd.core.waiting import GAPS_MAX, PAUSE_SLACK
 from aemd.v1 import job_pb2, session_pb2
+from tests.property.runs import runs
 
 PRINCIPAL = Principal(Owner(1000), 1000, (), 4242, 99, administrator=False)
 LIMITS = Limits(queue_depth=6, queue_bytes=400, lease_ns=60_000 * MS)
@@ -119,12 +124,9 @@ class Delivery(RuleBasedStateMachine):
     )
     def begin(self, modules, first, second, dies):
         self.dies = dies
-        tokens = itertools.count(1)
+        self.tokens = itertools.count(1)
         self.now = Now(1_000 * MS, 10**18)
-        self.accounts = Accounts(DefaultQuotas(self.quota))
-        self.engine = Engine(
-            LIMITS, new_token=lambda: next(tokens).to_bytes(16, "big"), accounts=self.accounts
-        )
+        self.new_engine()
         self.credit = [8, 600]
         self.session = self.engine.open_session(PRINCIPAL, label="", sdk="", credit=(8, 600), now=self.now)
         self.clients: dict[int, Client] = {}
@@ -139,6 +141,12 @@ class Delivery(RuleBasedStateMachine):
             ),
         ]
         return multiple(*(self.add(module, each) for module, each in zip(modules, options, strict=True)))
+
+    def new_engine(self) -> None:
+        self.accounts = Accounts(DefaultQuotas(self.quota))
+        self.engine = Engine(
+            LIMITS, new_token=lambda: next(self.tokens).to_bytes(16, "big"), accounts=self.accounts
+        )
 
     # -- what the daemon's world does
 
@@ -172,12 +180,13 @@ class Delivery(RuleBasedStateMachine):
             self.expect(error, "INVALID_FIELD")
             return multiple()
 
-    def add(self, module: Traits, options: job_pb2.Options) -> Job:
+    def add(self, module: Traits, options: job_pb2.Options) -> int:
+        """The number of its binding."""
         job = self.engine.register(
             self.session,
             module=module,
             values={},
-            params=None,
+            params=b"",
             options=options,
             label="",
             credit=(4, 300),
@@ -185,21 +194,24 @@ class Delivery(RuleBasedStateMachine):
         )
         self.engine.start(job, self.now)
         self.clients[job.binding.id] = Client(job, [4, 300])
-        return job
+        return job.binding.id
 
-    @rule(job=jobs, size=st.integers(0, 120), key=st.sampled_from([b"", b"a", b"b"]), count=st.integers(1, 3))
-    def fire(self, job, size, key, count):
+    @rule(
+        number=jobs, size=st.integers(0, 120), key=st.sampled_from([b"", b"a", b"b"]), count=st.integers(1, 3)
+    )
+    def fire(self, number, size, key, count):
         event = next(self.numbers).to_bytes(4, "big") + bytes(size)
-        self.engine.fire(job, event, key=key, count=count)
+        self.engine.fire(self.clients[number].job, event, key=key, count=count)
 
-    @rule(job=jobs, count=st.integers(1, 20))
-    def fire_many(self, job, count):
+    @rule(number=jobs, count=st.integers(1, 20))
+    def fire_many(self, number, count):
+        job = self.clients[number].job
         self.engine.fire_many(job, [next(self.numbers).to_bytes(4, "big") for _ in range(count)])
 
-    @rule(job=jobs, count=st.integers(0, 3), scope=st.sampled_from(["", "x", "y"]))
-    def gap(self, job, count, scope):
+    @rule(number=jobs, count=st.integers(0, 3), scope=st.sampled_from(["", "x", "y"]))
+    def gap(self, number, count, scope):
         self.engine.gap(
-            job,
+            self.clients[number].job,
             stage=session_pb2.STAGE_KERNEL,
             cause=session_pb2.CAUSE_OVERFLOW,
             count=count,
@@ -211,11 +223,46 @@ class Delivery(RuleBasedStateMachine):
         self.now = Now(self.now.mono_ns + after_ms * MS, self.now.real_ns + after_ms * MS)
         self.engine.tick(self.now)
 
+    @rule(days=st.integers(-2, 2))
+    def set_clock(self, days):
+        """The wall clock is set; nothing here may depend on it."""
+        self.now = Now(self.now.mono_ns, self.now.real_ns + days * 86_400_000 * MS)
+
+    @rule(resume=st.booleans(), events=st.integers(0, 9))
+    def restart(self, resume, events):
+        """The daemon ends in order, and another goes on with what it hands over."""
+        frozen = self.engine.freeze(
+            started=lambda job: job.state in (JobState.ARMED, JobState.DEGRADED),
+            memento=lambda _job: b"",
+            now=self.now,
+        )
+        (handed_over,) = msgspec.msgpack.decode(msgspec.msgpack.encode(frozen), type=list[FrozenSession])
+        for client in self.clients.values():
+            if client.job.state is JobState.CLOSING:  # is not handed over, and the client finds it gone
+                self.engine.end_job(client.job, "the daemon ends", self.now)
+        self.keep_effects()
+        self.wire.clear()
+        self.syncs.clear()
+        next_id = self.engine.next_id
+        self.new_engine()
+        self.engine.ids_begin(next_id)
+        self.session = self.engine.thaw_session(handed_over, self.now)
+        for each in handed_over.jobs:
+            module = next(module for module in MODULES if module.name == each.module)
+            options = OptionsParser(LIMITS).parse(job_pb2.Options.FromString(each.options), module)
+            job = self.engine.thaw_job(self.session, each, module=module, values={}, options=options)
+            if each.started:
+                self.engine.start(job, self.now)
+            self.clients[each.binding.id].job = job
+        self.engine.await_client(self.session)
+        if resume:
+            self.resume(events, 500)
+
     # -- what the client does
 
-    @rule(job=jobs, events=st.integers(0, 8), size=st.integers(0, 300))
-    def grant(self, job, events, size):
-        self.grant_to(self.clients[job.binding.id], events, size)
+    @rule(number=jobs, events=st.integers(0, 8), size=st.integers(0, 300))
+    def grant(self, number, events, size):
+        self.grant_to(self.clients[number], events, size)
 
     def grant_to(self, client: Client, events: int, size: int) -> None:
         if self.session.connected and client.job.state is not JobState.GONE:
@@ -230,11 +277,12 @@ class Delivery(RuleBasedStateMachine):
             self.credit[0] += events
             self.credit[1] += size
 
-    @rule(job=jobs)
-    def sync(self, job):
+    @rule(number=jobs)
+    def sync(self, number):
+        job = self.clients[number].job
         if job.state is not JobState.GONE and self.session.connected:
             request = next(self.numbers)
-            self.syncs[request] = (self.clients[job.binding.id], job.binding.head)
+            self.syncs[request] = (self.clients[number], job.binding.head)
             self.engine.sync_mark(self.session, job, request)
 
     def open_entries(self, *, answered: bool = False) -> list[tuple[Client, int, Told]]:
@@ -323,8 +371,9 @@ class Delivery(RuleBasedStateMachine):
             (client.settled if park else client.returned).add(first)
 
     @precondition(lambda self: len(self.clients) > 2)
-    @rule(job=consumes(jobs), how=st.sampled_from(["shutdown", "shutdown soon", "unbind", "exhaust"]))
-    def end(self, job, how):
+    @rule(number=consumes(jobs), how=st.sampled_from(["shutdown", "shutdown soon", "unbind", "exhaust"]))
+    def end(self, number, how):
+        job = self.clients[number].job
         if job.state is JobState.GONE:
             return
         if how == "unbind":
@@ -336,8 +385,9 @@ class Delivery(RuleBasedStateMachine):
             deadline_ns = 0 if how == "shutdown" else 100 * MS
             self.engine.shutdown(job, reason="enough", deadline_ns=deadline_ns, now=self.now)
 
-    @rule(job=jobs, how=st.sampled_from(["start", "stop", "fail", "priority"]), priority=st.integers(0, 7))
-    def meddle(self, job, how, priority):
+    @rule(number=jobs, how=st.sampled_from(["start", "stop", "fail", "priority"]), priority=st.integers(0, 7))
+    def meddle(self, number, how, priority):
+        job = self.clients[number].job
         try:
             if how == "start":
                 self.engine.start(job, self.now)
@@ -375,10 +425,10 @@ class Delivery(RuleBasedStateMachine):
     @rule(fires=st.integers(0, 3), unread=st.integers(0, 1))
     def pump(self, fires, unread):
         """What usually happens: events, credit, and a client that reads."""
-        for client in self.clients.values():
+        for number in self.clients:
             for _ in range(fires):
-                self.fire(client.job, 10, b"", 1)
-            self.grant(client.job, 4, 200)
+                self.fire(number, 10, b"", 1)
+            self.grant(number, 4, 200)
         self.grant_session(3, 200)
         self.collect(1 << 20, 5)
         self.receive(max(len(self.wire) - unread, 0))
@@ -590,7 +640,7 @@ class Delivery(RuleBasedStateMachine):
                 assert client.job.state not in (JobState.CLOSING, JobState.DRAINING)
                 assert not client.job.binding.paused
             else:
-                assert client.gone is not None or client.job.binding.session.generation > 1
+                assert client.gone is not None or self.session.generation > 1
 
     def finish(self, client: Client) -> None:
         binding = client.job.binding
@@ -615,7 +665,7 @@ class Short(Delivery):
 TestDelivery = Delivery.TestCase
 TestDeliveryUnderQuotas = Short.TestCase
 TestDelivery.settings = TestDeliveryUnderQuotas.settings = settings(
-    max_examples=200,
+    max_examples=runs(200),
     stateful_step_count=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

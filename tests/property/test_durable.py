@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from aemd.core.effects import Fetch
 from aemd.core.engine import Engine
 from aemd.core.entry import EntryState, Loss
 from aemd.core.errors import AemError
+from aemd.core.frozen import FrozenSession
 from aemd.core.history import NEW, START, Cursor, Keep, Positions, Record
 from aemd.core.job import Job, JobState
 from aemd.core.limits import MS, Limits
@@ -37,6 +39,7 @@ from aemd.core.reader import Reader
 from aemd.core.session import Session
 from aemd.core.traits import Traits
 from aemd.v1 import job_pb2, session_pb2
+from tests.property.runs import runs
 
 PRINCIPAL = Principal(Owner(1000), 1000, (), 4242, 99, administrator=False)
 LIMITS = Limits(queue_depth=6, queue_bytes=400, lease_ns=60_000 * MS)
@@ -348,6 +351,11 @@ class Durables(RuleBasedStateMachine):
         self.now = Now(self.now.mono_ns + after_ms * MS, self.now.real_ns + after_ms * MS)
         self.engine.tick(self.now)
 
+    @rule(days=st.integers(-2, 2))
+    def set_clock(self, days):
+        """The wall clock is set; nothing here may depend on it."""
+        self.now = Now(self.now.mono_ns, self.now.real_ns + days * 86_400_000 * MS)
+
     @rule(which=st.integers(0, 1))
     def doubt(self, which):
         """Continuity cannot be proven."""
@@ -437,9 +445,44 @@ class Durables(RuleBasedStateMachine):
         """Nothing can be read, or something again."""
         self.broken = broken
 
+    @rule()
+    def hand_over(self):
+        """Another daemon begins, with what is on disk and the sessions of the one before."""
+        frozen = self.engine.freeze(started=lambda _: True, memento=lambda _: None, now=self.now)
+        estate = msgspec.msgpack.decode(msgspec.msgpack.encode(frozen), type=list[FrozenSession])
+        ids = {kept.job.id: kept for kept in self.kept if kept.job.state is not JobState.CLOSING}
+        for kept in self.kept:
+            if kept.job.state is JobState.CLOSING:  # nobody waits for its handlers any more
+                self.engine.end_job(kept.job, "the daemon ends", self.now)
+        self.full = False
+        self.settle_store()
+        self.store.clear()
+        self.refused.clear()
+        self.syncs.clear()
+        next_id = self.engine.next_id
+        self.new_engine()
+        self.engine.ids_begin(next_id)
+        self.kept = [kept for kept in self.kept if not kept.ended]
+        for kept in self.kept:
+            assert kept.disk.at.head == kept.head
+            self.make(kept, kept.disk.at)
+        for peer, each in zip(self.peers, sorted(estate, key=lambda session: session.id), strict=True):
+            peer.session = self.engine.thaw_session(each, self.now)
+            peer.wire.clear()
+            held = {}
+            for reader in each.readers:
+                if reader.job in ids and not ids[reader.job].ended:
+                    self.engine.thaw_reader(peer.session, ids[reader.job].job, reader)
+                    if ids[reader.job].job.state is JobState.GONE:
+                        continue
+                    client = held[reader.binding.id] = peer.clients[reader.binding.id]
+                    client.reader = peer.session.bindings[reader.binding.id]
+            peer.clients = held
+            self.engine.await_client(peer.session)
+
     @rule(in_order=st.booleans(), written=st.integers(0, 9))
     def restart(self, in_order, written):
-        """Another daemon begins, with what is on disk."""
+        """Another daemon begins, with what is on disk, and knows no session."""
         if in_order:
             self.full = False
             for peer in self.peers:
@@ -787,7 +830,8 @@ class Durables(RuleBasedStateMachine):
             _, client, mark = self.syncs.pop(frame.request_id)
             done = frame.sync_done
             assert (done.binding, done.cursor.epoch, done.cursor.seq) == (client.reader.id, *mark)
-            at, over = client.sending, client.reader.id not in peer.clients
+            ended = client.kept.job.state is JobState.GONE  # in this very turn, and says so by this answer
+            at, over = client.sending, ended or client.reader.id not in peer.clients
             assert over or at.at >= mark or (at.at.epoch == mark.epoch and at.left_out(at.rest()))
 
     def note_sent(self, client: Client, entry: Entry) -> None:
@@ -983,7 +1027,7 @@ class Short(Durables):
 TestDurables = Durables.TestCase
 TestDurablesUnderQuotas = Short.TestCase
 TestDurables.settings = TestDurablesUnderQuotas.settings = settings(
-    max_examples=300,
+    max_examples=runs(300),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -779,3 +779,15 @@ def test_job_that_closes_sends_nothing_more(shelf: Shelf) -> None:
     shelf.engine.shutdown(job, reason="test", deadline_ns=0, now=shelf.bench.now)
     shelf.ack(reader, 1)
     assert shelf.entries() == []
+
+
+def test_a_hold_is_not_handed_over_to_a_job_that_has_ended(bench: Any) -> None:
+    shelf = Shelf(bench)
+    job = shelf.make()
+    bench.engine.bind(bench.session, job, at=START, follows=True, credit=None, now=bench.now)
+    (frozen,) = bench.engine.freeze(started=lambda _: True, memento=lambda _: None, now=bench.now)
+    bench.engine.end_job(job, "there is nothing more", bench.now)
+    used = bench.session.account.used("jobs")
+    bench.engine.thaw_reader(bench.session, job, frozen.readers[0])
+    assert bench.session.account.used("jobs") == used
+    assert bench.session.bindings == {}
