@@ -79,7 +79,7 @@ def test_what_has_left_session_and_group_ends_with_the_command(rig):
 
 
 def test_what_has_left_session_and_group_ends_with_the_time(rig):
-    assert rig.run(f"{ESCAPE}{WAIT} sleep 1000", timeout_ms=1_000).late
+    assert rig.run(f"{ESCAPE}{WAIT} sleep 1000", timeout_ms=3_000).late
     assert not alive(int(rig.text("escaped")))
 
 
