@@ -68,8 +68,8 @@ class Namespaces:
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """What the daemon compares a peer with. `peer_pidfd`: whether SO_PEERPIDFD is asked for at all; without
-    it everybody is read as on a kernel that has it not.
+    """What the daemon compares a peer with. `uid`: who is the administrator, beside root. `peer_pidfd`:
+    whether SO_PEERPIDFD is asked for at all; without it everybody is read as on a kernel that has it not.
     """
 
     uid: int
@@ -78,11 +78,14 @@ class Self:
     mount_init: int = NAMESPACE_UNKNOWN  # that of PID 1, where the users of the machine live
 
 
-def read_self(*, peer_pidfd: bool = True) -> Self:
-    """The daemon's own effective user and namespaces, and the mount namespace of PID 1."""
+def read_self(*, peer_pidfd: bool = True, administrator: int | None = None) -> Self:
+    """The daemon's own namespaces, the mount namespace of PID 1, and the administrator: if None, the daemon's
+    own effective user.
+    """
     own, init = read_namespaces("self"), read_namespaces(1)
     at_home = (init.user, init.pid) == (own.user, own.pid)  # else it is not the init of the daemon's machine
-    return Self(os.geteuid(), own, peer_pidfd, init.mount if at_home else NAMESPACE_UNKNOWN)
+    uid = os.geteuid() if administrator is None else administrator
+    return Self(uid, own, peer_pidfd, init.mount if at_home else NAMESPACE_UNKNOWN)
 
 
 def read_namespaces(pid: int | str) -> Namespaces:

@@ -29,6 +29,7 @@ from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
 from aemd.peer.deputy import Deputy
+from aemd.peer.office import Office
 from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.service import log
@@ -110,9 +111,11 @@ class Daemon:
             others=lambda: self.peers.descriptors + self.deputy.descriptors,
             accounts=self.accounts,
         )
+        self.office = Office(self.loop, config.deputy) if config.deputy else None
         self.deputy = Deputy(
             self.loop,
             self.accounts,
+            starter=self.office,
             pidfd_of=lambda principal: self.peers.pidfd_of(principal),
             limit_ns=limits.deputy_ns,
         )
@@ -146,6 +149,8 @@ class Daemon:
             process_gone=self.process_gone,
             accounts=self.accounts,
             given=given,
+            starter=self.office,
+            administrator=config.uid,
         )
         self.notifier = notifier or Notifier()
         self.watchdog = Watchdog(
@@ -154,9 +159,10 @@ class Daemon:
         self.shares = Shares(self.loop, limits.turn_ns)
         self.intake = Intake(self.accounts, self.loop, self.shares)
         self.durables = Durables(
-            self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(os.geteuid())
+            self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(config.uid)
         )
-        self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
+        standing = StandingJobs(self.durables, self.conductor, administrator=config.uid)
+        self.reload = Reload(config, limits, self.conductor, standing)
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
         lasting = Lasting(self.notifier, left)
         self.handover = Handover(self.conductor, self.durables, lasting, config.state_dir)
@@ -323,6 +329,8 @@ class Daemon:
         self.watchdog.close()
         self.deputy.close()
         self.peers.close()
+        if self.office is not None:
+            self.office.close()
         self.loop.close()
 
 

@@ -1,0 +1,114 @@
+"""The division of privilege between the units: who is what, and what becomes of one when the other goes."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from tests.system.box import ENVIRONMENT, PATIENCE, PYTHON
+from tests.system.conftest import UNITS
+
+SOCKET = "/run/aemd-deputy.sock"
+CONNECT = f"""
+import socket
+deputy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+deputy.connect({SOCKET!r})
+print(deputy.recv(1))
+"""
+CORE = ("setpriv", "--reuid=aemd", "--regid=aemd", "--clear-groups")
+SETUID, SETGID = 1 << 7, 1 << 6
+ALONE = (  # as the service was before it was divided
+    "systemd-run", "--unit=undivided", "--property=Type=notify", "--property=RuntimeDirectory=aemd",
+    "--property=RuntimeDirectoryPreserve=yes", "--property=StateDirectory=aemd", "/opt/aemd/bin/aemd",
+)  # fmt: skip
+
+
+def field(aemd, pid, name):
+    """A field of /proc/PID/status."""
+    for line in Path(aemd.box.path(f"/proc/{pid}/status")).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return line.split()[1:]
+    raise KeyError(name)
+
+
+def uid_of(box, user):
+    return box.run("id", "-u", user).stdout.strip()
+
+
+def test_core_and_fronts_are_two_users_without_roots_rights(aemd):
+    aemd.status()
+    core, fronts = uid_of(aemd.box, "aemd"), uid_of(aemd.box, "aemd-front")
+    assert field(aemd, aemd.pid, "Uid") == [core] * 4
+    assert aemd.status()["uid"] == int(core)
+    for capabilities in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert not int(field(aemd, aemd.pid, capabilities)[0], 16) & (SETUID | SETGID | 1 << 21)
+    assert aemd.box.children(aemd.pid) == []
+    assert len(aemd.fronts) > 0
+    for front in aemd.fronts:
+        assert field(aemd, front, "Uid") == [fronts] * 4
+        assert int(field(aemd, front, "CapPrm")[0], 16) == 0
+    networks = {
+        os.stat(aemd.box.path(f"/proc/{pid}/ns/net")).st_ino for pid in (1, aemd.office, *aemd.fronts)
+    }
+    assert len(networks) == 2 + len(aemd.fronts)
+
+
+def test_cores_own_user_is_not_the_administrator(aemd):
+    caller = json.loads(aemd.box.run(*CORE, "/opt/aemd/bin/aemctl", "status", "-o", "json").stdout)["caller"]
+    assert (caller["uid"], caller["administrator"]) == (int(uid_of(aemd.box, "aemd")), False)
+
+
+def test_nobody_but_the_core_in_its_unit_is_served(service):
+    service.box.run("systemctl", "start", "aemd-deputy.socket")
+    begin = service.box.journal_end()
+    stranger = ("setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", PYTHON, "-c", CONNECT)
+    assert "PermissionError" in service.box.run(*stranger, check=False).stderr
+    assert service.box.run(PYTHON, "-c", CONNECT).stdout == "b''\n"
+    assert service.box.run(*CORE, PYTHON, "-c", CONNECT).stdout == "b''\n"
+    core = uid_of(service.box, "aemd")
+    journal = service.box.journal("aemd-deputy.service", after=begin)
+    assert f"is of uid 0, and not of {core}" in journal
+    assert "is of visitors, and not of aemd.service" in journal  # a control group of the test
+    service.box.run("systemctl", "start", *UNITS)
+    assert service.status()["pid"] == service.pid
+
+
+def test_deputy_that_dies_costs_no_job(aemd):
+    pid, office = aemd.pid, aemd.office
+    watch = ("/opt/aemd/bin/aemctl", "watch", "timer", "every=50ms", "--count", "60", "-o", "json")
+    watching = subprocess.Popen(aemd.box.command(*watch), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    lines = [watching.stdout.readline()]
+    aemd.box.run("systemctl", "kill", "--signal=KILL", "aemd-deputy.service")
+    aemd.box.until(lambda: aemd.office not in (0, office), "another deputy")
+    lines += watching.communicate(timeout=PATIENCE)[0].splitlines()
+    events = [json.loads(line) for line in lines]
+    assert {event["type"] for event in events} == {"expired"}
+    assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
+    assert (aemd.pid, aemd.restarts) == (pid, 0)
+
+
+def test_each_core_has_a_deputy_of_its_own(aemd):
+    aemd.status()
+    office, fronts = aemd.office, aemd.fronts
+    aemd.box.run("systemctl", "restart", "aemd.service")
+    assert aemd.office not in (0, office)
+    assert not set(fronts) & set(aemd.fronts)
+    aemd.box.run("systemctl", "stop", "aemd.service")
+    aemd.box.until(lambda: aemd.office == 0, "the end of the deputy")
+    shown = aemd.box.show("aemd-deputy.service", "Result", "ActiveState")
+    assert shown == {"Result": "success", "ActiveState": "inactive"}
+
+
+def test_state_of_a_daemon_that_was_root_is_kept(service):
+    service.box.run("rm", "-rf", "/var/lib/aemd")
+    service.box.run(*ALONE)
+    service.ctl("create-job", "kept", "user", "channel=kept")
+    service.ctl("raise", "kept", "before")
+    service.box.run("systemctl", "stop", "undivided.service")
+    assert os.stat(service.box.path("/var/lib/aemd/aemd.db")).st_uid == 0
+    service.box.run("systemctl", "start", *UNITS)
+    assert str(os.stat(service.box.path("/var/lib/aemd/aemd.db")).st_uid) == uid_of(service.box, "aemd")
+    service.ctl("raise", "kept", "after")
+    shown = service.ctl("follow-job", "kept", "--from", "oldest", "--count", "2", "-o", "json")
+    service.ctl("shutdown-job", "kept")
+    assert [json.loads(line)["seq"] for line in shown.stdout.splitlines()] == [1, 2]
