@@ -1,9 +1,9 @@
 """`python -m aemd.deputy.office USER UNIT`: the main process of aemd-deputy.service.
 
 Where the core runs as USER it has no right to start what needs root's rights, and asks here for it: the
-deputy itself and the zygote of the fronts. Each is started with a control socket that the core has made, and
-from then on the two speak with each other alone. The core chooses among programs and says numbers; no path,
-no command and no variable comes from it.
+deputy itself, the zygote of the fronts and the looker. Each is started with a control socket that the core
+has made, and from then on the two speak with each other alone. The core chooses among programs and says
+numbers; no path, no command and no variable comes from it.
 
 The service manager listens, and starts this process for the first who connects. That must be a process of
 USER in the control group of UNIT, as the kernel tells it; whoever else connects is sent away. One core is
@@ -31,7 +31,7 @@ from aemd.deputy.starting import Kind, Message, Program
 
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 LISTENER = 3  # sd_listen_fds(3)
-PROCESSES_MAX = 8  # at once; a core needs two, and two more while they are replaced
+PROCESSES_MAX = 8  # at once; a core needs three, and three more while they are replaced
 MILLISECONDS_MAX = 3_600_000
 BYTES_MAX = 1 << 40
 END_SECONDS = 3.0  # the zygote waits 1.5 for its fronts
@@ -136,6 +136,8 @@ def command(message: Message) -> list[str]:
     if message.program is Program.FRONTS and min(sizes) > 0 and max(sizes) <= BYTES_MAX:
         # Without a folder: fronts have network namespaces of their own here, or there are none.
         return [*start, "aemd.front", "", str(message.first), str(message.second)]
+    if message.program is Program.LOOKER:
+        return [*start, "aemd.deputy.looker"]
     raise ValueError(message)
 
 

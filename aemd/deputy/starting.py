@@ -31,6 +31,7 @@ class Program(IntEnum):
     NONE = 0
     DEPUTY = 1  # `first`: how long a child may take, in milliseconds
     FRONTS = 2  # `first`: bytes of a message; `second`: bytes of a front
+    LOOKER = 3
 
 
 @dataclass(frozen=True, slots=True)

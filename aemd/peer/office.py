@@ -35,18 +35,27 @@ class Office:
 
     def start(self, program: Program, died: Died) -> Beside:
         """As Starter has it."""
-        connection = self._connection or self._connect()
         ours, theirs = make_control()
         number = self._last = self._last + 1
         message = Message(Kind.START, number, program.which, program.first, program.second)
         with theirs:
             try:
-                socket.send_fds(connection, [starting.pack(message)], [theirs.fileno()])
+                self._start(message, theirs)
             except OSError:
                 ours.close()
                 raise
         self._living[number] = _Remote(self, number, ours, died)
         return self._living[number]
+
+    def _start(self, message: Message, control: socket.socket) -> None:
+        if self._connection is not None:
+            try:
+                socket.send_fds(self._connection, [starting.pack(message)], [control.fileno()])
+            except OSError:
+                self._lost()
+            else:
+                return
+        socket.send_fds(self._connect(), [starting.pack(message)], [control.fileno()])
 
     def kill(self, number: int) -> None:
         """Have it kill one of them."""

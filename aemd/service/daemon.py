@@ -29,6 +29,7 @@ from aemd.core.quota import Quotas
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
 from aemd.peer.deputy import Deputy
+from aemd.peer.looker import RemoteLooker
 from aemd.peer.office import Office
 from aemd.peer.peers import Peers
 from aemd.peer.stream import Stream, StreamHandler
@@ -57,6 +58,7 @@ from aemd.service.sessions import Sessions
 from aemd.service.standing import StandingJobs
 from aemd.service.unary import UnaryCall, Unimplemented
 from aemd.service.watchdog import Watchdog
+from aemd.sources import looks
 from aemd.sources.reactor import Timer
 
 SESSION_METHOD = "/aem.v1.EventService/Session"
@@ -112,6 +114,8 @@ class Daemon:
             accounts=self.accounts,
         )
         self.office = Office(self.loop, config.deputy) if config.deputy else None
+        self.looker = RemoteLooker(self.office) if self.office is not None else None
+        looks.install(self.looker)
         self.deputy = Deputy(
             self.loop,
             self.accounts,
@@ -329,7 +333,9 @@ class Daemon:
         self.watchdog.close()
         self.deputy.close()
         self.peers.close()
-        if self.office is not None:
+        if self.office is not None and self.looker is not None:
+            looks.install(None)
+            self.looker.close()
             self.office.close()
         self.loop.close()
 
@@ -345,7 +351,11 @@ def serve(config: Config) -> None:
     faulthandler.enable()  # what it did when the watchdog's SIGABRT came
     notifier = take_notifier(os.environ)
     given, left = _take_descriptors()
-    Daemon(config, configuration.limits, notifier=notifier, given=given, left=left).run()
+    try:
+        daemon = Daemon(config, configuration.limits, notifier=notifier, given=given, left=left)
+    except AemError as error:  # nobody looks for it
+        raise StartError(f"{config.deputy}: {error.message}") from None
+    daemon.run()
 
 
 def _take_descriptors() -> tuple[socket.socket | None, list[tuple[str, int]]]:
