@@ -33,6 +33,7 @@ FILES = (
         "The configuration, aemd.toml(5).",
     ),
     ("/run/aemd/aemd.sock", "The socket of the system's daemon."),
+    ("/run/aemd-deputy.sock", "The socket of its deputy, for aemd.service alone."),
     ("$XDG_RUNTIME_DIR/aemd/aemd.sock", "The socket of a user's own daemon (aemd --user)."),
 )
 

@@ -120,7 +120,7 @@ def _refuse_shared(directory: str) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{directory}: is not a directory but a link or a file; remove it")
     shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-    trusted = (os.geteuid(), _service_uid()) if os.geteuid() == 0 else (os.geteuid(), 0)
+    trusted = (os.geteuid(), service_uid()) if os.geteuid() == 0 else (os.geteuid(), 0)
     if status.st_uid not in trusted or shared:
         raise ConfigError(
             f"{directory}: must belong to uid {os.geteuid()} and be writable for nobody else (or sticky); "
@@ -128,7 +128,8 @@ def _refuse_shared(directory: str) -> None:
         )
 
 
-def _service_uid() -> int:
+def service_uid() -> int:
+    """The user of the service; root where there is none."""
     try:
         return pwd.getpwnam(SERVICE_USER).pw_uid
     except KeyError:

@@ -58,6 +58,13 @@ def test_cores_own_user_is_not_the_administrator(aemd):
     assert (caller["uid"], caller["administrator"]) == (int(uid_of(aemd.box, "aemd")), False)
 
 
+def test_doctor_finds_nothing_wrong_with_what_is_the_daemons(aemd):
+    shown = aemd.ctl("doctor", "-o", "json", check=False).stdout
+    findings = {row["what"]: row["verdict"] for row in map(json.loads, shown.splitlines())}
+    assert findings["user aemd-front"] == findings["state"] == findings["rights"] == "ok"
+    assert "/run/aemd" not in findings  # said only of a folder that others can change
+
+
 def test_nobody_but_the_core_in_its_unit_is_served(service):
     service.box.run("systemctl", "start", "aemd-deputy.socket")
     begin = service.box.journal_end()
