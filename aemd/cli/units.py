@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import aemd
 from aemd.cli.failure import Failure
 
-PROGRAM = re.compile(r"^(Exec\w+=.*?)/usr/(bin/aemd|bin/aemctl|libexec/aemd-deputy)(?= |$)", re.MULTILINE)
-MODULES = {"bin/aemd": "aemd", "bin/aemctl": "aemd.cli.ctl", "libexec/aemd-deputy": "aemd.deputy.office"}
+PROGRAM = re.compile(r"^(Exec\w+=.*?)/usr/(bin/aemd|bin/aemctl|lib/aemd/aemd-deputy)(?= |$)", re.MULTILINE)
+MODULES = {"bin/aemd": "aemd", "bin/aemctl": "aemd.cli.ctl", "lib/aemd/aemd-deputy": "aemd.deputy.office"}
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome=, PrivateTmp=
 SYSTEM = (
     ("systemd/aemd.service", "lib/systemd/system/aemd.service"),

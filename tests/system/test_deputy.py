@@ -60,8 +60,8 @@ def test_cores_own_user_is_not_the_administrator(aemd):
 
 def test_doctor_finds_nothing_wrong_with_what_is_the_daemons(aemd):
     shown = aemd.ctl("doctor", "-o", "json", check=False).stdout
-    findings = {row["what"]: row["verdict"] for row in map(json.loads, shown.splitlines())}
-    assert findings["user aemd-front"] == findings["state"] == findings["rights"] == "ok"
+    findings = {row["what"]: row["verdict"] for row in json.loads(shown)}
+    assert findings["user aemd-front"] == findings["state"] == findings["rights"] == "OK"
     assert "/run/aemd" not in findings  # said only of a folder that others can change
 
 

@@ -63,7 +63,7 @@ def test_deputy_is_started_by_this_interpreter(install: Install, tmp_path: Path)
     assert install() == Exit.OK
     (unit,) = tmp_path.rglob("aemd-deputy.service")
     assert f"ExecStart={sys.executable} -P -m aemd.deputy.office aemd aemd.service\n" in unit.read_text()
-    assert "/usr/libexec" not in unit.read_text()
+    assert "/usr/lib/aemd" not in unit.read_text()
 
 
 def test_installing_again_changes_nothing(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
