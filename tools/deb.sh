@@ -10,8 +10,8 @@ mkdir -p $tree dist
 git archive HEAD | tar -x -C $tree
 cp -r $tree/packaging/debian $tree/debian
 cp $tree/systemd/aemd.{service,socket,sysusers,tmpfiles} $tree/debian/
-for kind in service socket; do
-    cp $tree/systemd/aemd-deputy.$kind $tree/debian/aemd.aemd-deputy.$kind
+for unit in aemd-{deputy,runner}.{service,socket}; do
+    cp $tree/systemd/$unit $tree/debian/aemd.$unit
 done
 (cd $tree && dpkg-buildpackage --build=binary --unsigned-source --unsigned-changes)
 lintian --fail-on error,warning --info $work/*.changes

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from aemd.cli.output import Row, align, width
+from aemd.cli.output import align, width
 from aemd.cli.text import safe, span_text
+from aemd.service.feed import Row
 
 if TYPE_CHECKING:
     from aem.v1 import admin_pb2

@@ -74,6 +74,11 @@ Signals:
     "systemd starts it: aemd-deputy.socket.",
 )
 @click.option(
+    "--runner",
+    metavar="PATH",
+    help="The same for commands of jobs: aemd-runner.socket. A daemon with --deputy runs none without it.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="Log from this level on, to stderr.  [default: log.level of aemd.toml, else info]",
@@ -86,14 +91,15 @@ def main(
     state_dir: str | None,
     config_dir: str | None,
     deputy: str | None,
+    runner: str | None,
     log_level: str | None,
 ) -> None:
     """Own the kernel's events on this machine and deliver them, with their data, to programs.
 
     Programs register jobs over gRPC on a Unix socket; see aemctl(1).
     """
-    if user and deputy:
-        raise click.UsageError("--deputy is for the system's daemon; --user needs none")
+    if user and (deputy or runner):
+        raise click.UsageError("--deputy and --runner are for the system's daemon; --user needs neither")
     if os.geteuid() != 0 and not user and not deputy:
         raise click.UsageError(
             "only root can serve every user, or who is given --deputy; to serve yourself, run: aemd --user"
@@ -109,6 +115,7 @@ def main(
             log_level=log_level or "",
             config_dir=os.path.abspath(folder) if folder else "",
             deputy=os.path.abspath(deputy) if deputy else "",
+            runner=os.path.abspath(runner) if runner else "",
         )
         prepare(config)
     except ConfigError as error:

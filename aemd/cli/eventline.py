@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aemd.cli.output import Output, Row
+from aemd.cli.output import Output
 from aemd.cli.text import clock_text, preview, safe, size_text, span_text
+from aemd.service.feed import Row
 
 Payload = Mapping[str, Any]
 

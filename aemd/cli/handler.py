@@ -13,60 +13,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
 
-from aemd.cli.output import Row, dumps
+from aemd.service.feed import Row, dumps, ending, variables
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL; make, systemd and docker give 5 to 90
-VARIABLE_BYTES_MAX = 32 * 1024  # the kernel takes 128 KiB for one (MAX_ARG_STRLEN), 2 MiB for all
-PREFIX = "AEM_"
 
 
 class CommandError(Exception):
     """The command did not do its work; the message says how it ended."""
-
-
-def variables(row: Row) -> dict[str, str]:
-    """The facts of an event as environment variables.
-
-    The fields of the payload come first, so that none of them can take the place of a fact of the event.
-    What cannot be a variable (text with a NUL, or longer than VARIABLE_BYTES_MAX) is on standard input only.
-    """
-    facts = dict(_flatten(row.get("payload") or {}))
-    facts |= {
-        "MODULE": row["module"],
-        "TYPE": row["type"],
-        "JOB": row["job"],
-        "SEQ": row["seq"],
-        "EPOCH": row["epoch"],
-        "COUNT": row["count"],
-        "ATTEMPTS": row["attempts"],
-        "TIME_NS": row["real_time_ns"],
-    }
-    texts = {PREFIX + name: _text(value) for name, value in facts.items()}
-    return {
-        name: text
-        for name, text in texts.items()
-        if "\0" not in text and len(text.encode()) <= VARIABLE_BYTES_MAX
-    }
-
-
-def _flatten(payload: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """The scalar fields, also those of messages within: peer.port becomes PEER_PORT."""
-    result: list[tuple[str, Any]] = []
-    for name, value in payload.items():
-        key = f"{before}{name}".upper()
-        if isinstance(value, Mapping):
-            result += _flatten(value, f"{key}_")
-        elif value is not None and not isinstance(value, list):
-            result.append((key, value))
-    return result
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    return str(value)
 
 
 class Command:
@@ -110,7 +64,7 @@ class Command:
                 end(process)
             raise
         if process.returncode:
-            raise CommandError(f"{self._words[0]}: {_ended(process.returncode)}")
+            raise CommandError(f"{self._words[0]}: {ending(process.returncode)}")
 
     def _start(self, row: Row) -> subprocess.Popen[bytes]:
         environment = {**self._environment, **variables(row)}
@@ -142,12 +96,3 @@ def end(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _ended(code: int) -> str:
-    if code < 0:
-        try:
-            return f"ended by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"ended by signal {-code}"
-    return f"exited with status {code}"

@@ -7,20 +7,18 @@ both, each flushed at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import click
 
 from aemd.cli.text import safe
+from aemd.service.feed import Row, dumps
 
 FORMATS = ("table", "json", "jsonl")
-Row = dict[str, Any]
 
 _STATE_COLORS = {"armed": "green", "registered": "yellow", "degraded": "red", "closing": "magenta"}
 
@@ -42,11 +40,6 @@ def color_wanted(*, forbidden: bool) -> bool:
         and os.environ.get("TERM") != "dumb"
         and sys.stdout.isatty()
     )
-
-
-def dumps(value: object) -> str:
-    """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def width(text: str) -> int:

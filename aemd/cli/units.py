@@ -24,6 +24,8 @@ HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome=, Pr
 SYSTEM = (
     ("systemd/aemd.service", "lib/systemd/system/aemd.service"),
     ("systemd/aemd.socket", "lib/systemd/system/aemd.socket"),
+    ("systemd/aemd-runner.service", "lib/systemd/system/aemd-runner.service"),
+    ("systemd/aemd-runner.socket", "lib/systemd/system/aemd-runner.socket"),
     ("systemd/aemd-deputy.service", "lib/systemd/system/aemd-deputy.service"),
     ("systemd/aemd-deputy.socket", "lib/systemd/system/aemd-deputy.socket"),
     ("systemd/aemd.sysusers", "lib/sysusers.d/aemd.conf"),

@@ -86,6 +86,9 @@ class Course(Reading):
         action = job.turn(event)
         if job.durable is not None:
             self._kept[job] = None
+            for reader in job.durable.readers:
+                if not reader.session.id:  # nobody has asked for it there
+                    reader.session.tell_state(job)
         if action is Action.ARM:
             self._effects.append(Arm(job))
         elif action is Action.DISARM:

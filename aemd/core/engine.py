@@ -21,11 +21,11 @@ from aemd.core.effects import Effect
 from aemd.core.errors import invalid, not_found
 from aemd.core.freezing import Freezing
 from aemd.core.job import Job, JobEvent, JobState
-from aemd.core.keeping import Keeping
 from aemd.core.limits import LABEL_BYTES_MAX, Limits
 from aemd.core.now import Now
 from aemd.core.principal import Owner, Principal
 from aemd.core.progress import Progress
+from aemd.core.serving import Serving
 from aemd.core.session import Session
 from aemd.core.stimuli import Stimuli
 from aemd.core.tally import Sheet
@@ -43,7 +43,7 @@ class Totals:
     lost: int
 
 
-class Engine(Stimuli, Answers, Keeping, Freezing):
+class Engine(Stimuli, Answers, Serving, Freezing):
     """Jobs, bindings, delivery. `new_token` gives resume tokens that nobody can guess; `accounts` are those
     of the whole daemon.
     """

@@ -188,14 +188,17 @@ class Keeping(Course):
             durable.seek(at)
         limits = self.limits
         granted = credit or (limits.binding_events, limits.binding_bytes)
-        reader = Reader(
-            session.next_binding,
-            job,
-            session,
-            (min(granted[0], limits.credit_max), min(granted[1], limits.credit_max)),
-            at=at,
-            follows=follows,
+        most = limits.credit_max
+        return self._hold(
+            session, job, at=at, follows=follows, credit=(min(granted[0], most), min(granted[1], most))
         )
+
+    def _hold(
+        self, session: Session, job: Job, *, at: Cursor, follows: bool, credit: tuple[int, int]
+    ) -> Reader:
+        durable = job.durable
+        assert durable is not None
+        reader = Reader(session.next_binding, job, session, credit, at=at, follows=follows)
         session.next_binding += 1
         session.bindings[reader.id] = reader
         session.leases[job.options.lease_ns] += 1
@@ -208,6 +211,13 @@ class Keeping(Course):
         for reader in durable.readers:
             if reader.follows:
                 continue
+            if not reader.session.id:
+                raise AemError(
+                    Code.FAILED_PRECONDITION,
+                    "COMMAND_ANSWERS",
+                    f"jobs/{job.id}: a command answers for it (exec), which the daemon runs; bind with role"
+                    " FOLLOW",
+                )
             if reader.session.connected:
                 raise AemError(
                     Code.FAILED_PRECONDITION,

@@ -144,9 +144,15 @@ class Registry:
         yield from heapq.merge(*(_beyond(table, after) for table in tables), key=lambda job: job.id)
 
     def houses(self) -> list[Session]:
-        """The sessions of durable jobs, which have no client. Cost: of all jobs."""
-        jobs = (job for jobs in self._jobs.values() for job in jobs.values())
-        return [job.session for job in jobs if job.durable is not None]
+        """The sessions without a client: of durable jobs, and of who in the daemon answers for them. Cost: of
+        all jobs.
+        """
+        found: list[Session] = []
+        for job in (job for jobs in self._jobs.values() for job in jobs.values()):
+            if job.durable is not None:
+                found.append(job.session)
+                found += [reader.session for reader in job.durable.readers if not reader.session.id]
+        return found
 
     def jobs_of_module(self, name: str) -> list[Job]:
         """All jobs of a module. Cost: of all jobs; for unloading a module."""

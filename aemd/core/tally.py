@@ -44,7 +44,7 @@ class Tally:
     of events handed over, the rest of entries.
     """
 
-    __slots__ = (*COUNTS, "acknowledgement", "delivery", "lost")
+    __slots__ = (*COUNTS, "acknowledgement", "delivery", "lost", "runs")
 
     def __init__(self) -> None:
         self.fires = 0
@@ -59,6 +59,7 @@ class Tally:
         self.source_failures = 0
         self.bytes = 0
         self.lost: Counter[tuple[int, int]] = Counter()  # by (stage, cause)
+        self.runs: Counter[str] = Counter()  # of commands, by how they ended
         self.delivery = Histogram()
         self.acknowledgement = Histogram()
 
@@ -71,6 +72,7 @@ class Tally:
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.lost.update(other.lost)
+        self.runs.update(other.runs)
         self.delivery.merge(other.delivery)
         self.acknowledgement.merge(other.acknowledgement)
 

@@ -21,7 +21,8 @@ The caller's other processes are of the same uid, and must gain nothing from thi
 - RLIMIT_NPROC: it counts as a process of the caller's while it lives. setresuid(2) does not fail over that
   (Linux 3.1), and there are never more than the `children` of the user's quota. Its own limit is 0: it cannot
   fork.
-- Descriptors: it has none but what the request needs.
+- Descriptors: it has none but what the request needs. RLIMIT_NOFILE stays as it is: sendmsg(2) compares it
+  with all that the user has in flight anywhere (ETOOMANYREFS), not with what this process has open.
 
 What stays: the security label (SELinux, AppArmor) is the daemon's, and a Landlock or seccomp sandbox that the
 caller is in does not hold here; there is no system call to enter another's.
@@ -44,6 +45,7 @@ import resource
 import select
 import signal
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aemd.deputy.protocol import Fault
@@ -55,6 +57,7 @@ _PR_SET_NAME = 15
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91, "riscv64": 91}
 _SYS_CAPGET = {machine: number - 1 for machine, number in _SYS_CAPSET.items()}
@@ -65,13 +68,11 @@ _CAP_SYS_CHROOT = 1 << 18
 CAPABLE = 1 << 1 | 1 << 2 | 1 << 3  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
 CPU_SECONDS = 10
-DESCRIPTORS = 32
 UMASK_DEFAULT = 0o022  # where the caller's cannot be read
-_LIMITS = (
-    (resource.RLIMIT_CORE, 0),
-    (resource.RLIMIT_NPROC, 0),
-    (resource.RLIMIT_CPU, CPU_SECONDS),
-    (resource.RLIMIT_NOFILE, DESCRIPTORS),
+LOOKING = (  # resource, what there is of it, and what it can be raised to
+    (resource.RLIMIT_CORE, 0, 0),
+    (resource.RLIMIT_NPROC, 0, 0),
+    (resource.RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS),
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -161,15 +162,26 @@ def parse_status(root: int, status: bytes) -> Caller:
     return Caller(root, umask, capabilities)
 
 
-def become(uid: int, gid: int, groups: tuple[int, ...], *, root: int | None, capabilities: int = 0) -> None:
-    """Be that user below that root, now and for ever. `capabilities`: which of CAPABLE are kept.
+def become(
+    uid: int,
+    gid: int,
+    groups: tuple[int, ...],
+    *,
+    root: int | None,
+    capabilities: int = 0,
+    limits: Sequence[tuple[int, int, int]] = LOOKING,
+    handed_on: bool = False,
+) -> None:
+    """Be that user below that root, now and for ever. `capabilities`: which of CAPABLE are kept, and with
+    `handed_on` also by a program that is executed.
 
     OSError or FaultError if it does not work: then this process must do nothing more.
     """
-    for limit, value in _LIMITS:
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    for limit, soft, hard in limits:
+        most = resource.getrlimit(limit)[1]
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        resource.setrlimit(limit, (soft, hard))
     if os.geteuid() != 0:
         _stay(uid)
         return
@@ -180,7 +192,9 @@ def become(uid: int, gid: int, groups: tuple[int, ...], *, root: int | None, cap
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change, which clears it
     capabilities &= CAPABLE & _permitted()
-    _capset(effective=_CAP_SYS_CHROOT | _CAP_SETPCAP, permitted=_CAP_SYS_CHROOT | _CAP_SETPCAP | capabilities)
+    inherited = capabilities if handed_on else 0
+    needed = _CAP_SYS_CHROOT | _CAP_SETPCAP
+    _capset(effective=needed, permitted=needed | capabilities, inheritable=inherited)
     if root is not None:
         os.fchdir(root)
         os.chroot(".")
@@ -189,7 +203,10 @@ def become(uid: int, gid: int, groups: tuple[int, ...], *, root: int | None, cap
             break  # EINVAL: the kernel has no more
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _capset(effective=capabilities, permitted=capabilities)
+    _capset(effective=capabilities, permitted=capabilities, inheritable=inherited)
+    for capability in range(64):
+        if inherited >> capability & 1:
+            _ambient(capability)
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or set(os.getgroups()) != set(groups):
         raise PermissionError("this process is still somebody else")
 
@@ -213,6 +230,13 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number), f"prctl({option})")
 
 
+def _ambient(capability: int) -> None:
+    """A program that is executed has it too, capabilities(7)."""
+    if _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "prctl(PR_CAP_AMBIENT)")
+
+
 def _permitted() -> int:
     """The capabilities of this process; those of a service may be few. 0 where that is not known."""
     number = _SYS_CAPGET.get(os.uname().machine)
@@ -224,14 +248,15 @@ def _permitted() -> int:
     return int(low | high << 32)
 
 
-def _capset(*, effective: int, permitted: int) -> None:
-    """The inheritable set is empty."""
+def _capset(*, effective: int, permitted: int, inheritable: int = 0) -> None:
+    """The capabilities of this process."""
     number = _SYS_CAPSET.get(os.uname().machine)
     if number is None:
         raise OSError(38, "capset(2) is not known for this machine")  # ENOSYS
     low, high = 0xFFFFFFFF, 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    data = struct.pack("=6I", effective & low, permitted & low, 0, effective >> high, permitted >> high, 0)
+    sets = (effective, permitted, inheritable)
+    data = struct.pack("=6I", *(one & low for one in sets), *(one >> high for one in sets))
     if _libc.syscall(number, header, data):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), "capset")

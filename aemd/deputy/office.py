@@ -1,9 +1,10 @@
-"""`python -m aemd.deputy.office USER UNIT`: the main process of aemd-deputy.service.
+"""`python -m aemd.deputy.office USER UNIT PROGRAM...`: the main process of aemd-deputy.service, and of
+aemd-runner.service.
 
-Where the core runs as USER it has no right to start what needs root's rights, and asks here for it: the
-deputy itself, the zygote of the fronts and the looker. Each is started with a control socket that the core
-has made, and from then on the two speak with each other alone. The core chooses among programs and says
-numbers; no path, no command and no variable comes from it.
+Where the core runs as USER it has no right to start what needs root's rights, and asks here for it: in the
+one unit the deputy itself, the zygote of the fronts and the looker, in the other the runner. Each is started
+with a control socket that the core has made, and from then on the two speak with each other alone. The core
+chooses among the PROGRAMs and says numbers; no path, no command and no variable of theirs comes from it.
 
 The service manager listens, and starts this process for the first who connects. That must be a process of
 USER in the control group of UNIT, as the kernel tells it; whoever else connects is sent away. One core is
@@ -44,7 +45,7 @@ class RefusedError(Exception):
     """Who has connected is not the core; the message says why."""
 
 
-def main(user: str, unit: str) -> None:
+def main(user: str, unit: str, programs: frozenset[Program]) -> None:
     """Wait for the core, and serve it until it is gone."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -55,7 +56,7 @@ def main(user: str, unit: str) -> None:
     uid = pwd.getpwnam(user).pw_uid
     with take_listener() as listener:
         core = wait_for_core(listener, uid, unit)
-    Office(core).serve()
+    Office(core, programs).serve()
 
 
 def take_listener() -> socket.socket:
@@ -63,7 +64,7 @@ def take_listener() -> socket.socket:
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if (count, pid) != ("1", str(os.getpid())):
-        sys.exit("aemd-deputy: started by aemd-deputy.socket and by nobody else")
+        sys.exit("aemd-deputy: started by its socket unit and by nobody else")
     os.set_inheritable(LISTENER, False)
     listener = socket.socket(fileno=LISTENER)
     listener.setblocking(True)
@@ -138,6 +139,8 @@ def command(message: Message) -> list[str]:
         return [*start, "aemd.front", "", str(message.first), str(message.second)]
     if message.program is Program.LOOKER:
         return [*start, "aemd.deputy.looker"]
+    if message.program is Program.RUNNER:
+        return [*start, "aemd.deputy.runner"]
     raise ValueError(message)
 
 
@@ -150,8 +153,9 @@ class _Started:
 class Office:
     """Serves one core."""
 
-    def __init__(self, core: socket.socket) -> None:
+    def __init__(self, core: socket.socket, programs: frozenset[Program]) -> None:
         self._core = core
+        self._programs = programs
         self._core.setblocking(True)
         self._poll = select.poll()
         self._poll.register(core, select.POLLIN)
@@ -186,6 +190,8 @@ class Office:
         try:
             if len(self._started) >= PROCESSES_MAX:
                 raise ValueError(f"{PROCESSES_MAX} are there")
+            if message.program not in self._programs:
+                raise ValueError(f"{message.program.name} is not for this unit")
             process = subprocess.Popen(
                 [*command(message), str(control)],
                 stdin=subprocess.DEVNULL,
@@ -238,6 +244,6 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1], sys.argv[2], frozenset(Program[name.upper()] for name in sys.argv[3:]))

@@ -32,6 +32,7 @@ class Program(IntEnum):
     DEPUTY = 1  # `first`: how long a child may take, in milliseconds
     FRONTS = 2  # `first`: bytes of a message; `second`: bytes of a front
     LOOKER = 3
+    RUNNER = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """The office as the core sees it: starts processes beside the core, with rights that the core has not.
 
-A unit of its own, aemd-deputy.service, which the service manager starts for who connects to its socket; so
-what is sent at once waits there until it has come up. The connection is made when the first process is asked
-for, and again after it was lost; the processes of the office before are gone then, and those who need them
-ask again.
+A unit of its own, aemd-deputy.service or aemd-runner.service, which the service manager starts for who
+connects to its socket; so what is sent at once waits there until it has come up. The connection is made when
+the first process is asked for, and again after it was lost; the processes of the office before are gone then,
+and those who need them ask again.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Office:
             self._living.pop(message.number).died(message.first)
 
     def _lost(self) -> None:
-        structlog.get_logger().error("office of the deputy lost", socket=self._path)
+        structlog.get_logger().error("office lost", socket=self._path)
         self.close()
         living, self._living = list(self._living.values()), {}
         for each in living:

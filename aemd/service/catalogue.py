@@ -51,6 +51,13 @@ METRICS = (
     Metric("aemd_job_failed", COUNTER, "Entries whose handler failed.", _MODULE),
     Metric("aemd_job_parked", COUNTER, "Entries that were put aside.", _MODULE),
     Metric("aemd_job_discarded", COUNTER, "Entries that were given up with their job.", _MODULE),
+    Metric(
+        "aemd_command_runs",
+        COUNTER,
+        "Runs of commands that are over: done, failed, late (time limit), not-executed, ended (with their job"
+        " or the daemon), lost (for want of a process).",
+        ("module", "result"),
+    ),
     Metric("aemd_source_failed", COUNTER, "How often a job became DEGRADED: its source failed.", _MODULE),
     Metric(
         "aemd_lost",

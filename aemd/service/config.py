@@ -26,7 +26,7 @@ class ConfigError(Exception):
 @dataclass(frozen=True, slots=True)
 class Config:
     """What the command line decides. `config_dir` is empty where no files are read, `log_level` where it is
-    left to them, `deputy` (a socket's path) where the daemon starts the deputy itself.
+    left to them, `deputy` and `runner` (paths of sockets) where the daemon starts these itself.
     """
 
     socket: str
@@ -35,6 +35,7 @@ class Config:
     log_level: str = ""
     config_dir: str = ""
     deputy: str = ""
+    runner: str = ""
 
     @property
     def uid(self) -> int:

@@ -32,11 +32,13 @@ from aemd.peer.deputy import Deputy
 from aemd.peer.looker import RemoteLooker
 from aemd.peer.office import Office
 from aemd.peer.peers import Peers
+from aemd.peer.runner import Runner
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.service import log
 from aemd.service.admin import AdminService
 from aemd.service.audit import Audit
 from aemd.service.authority import Authority
+from aemd.service.commands import Commands
 from aemd.service.conductor import Conductor
 from aemd.service.config import Config
 from aemd.service.configuration import interpret
@@ -110,7 +112,7 @@ class Daemon:
         self.descriptors = Descriptors(
             limit=raise_limit(),
             reserve=limits.descriptors_reserve,
-            others=lambda: self.peers.descriptors + self.deputy.descriptors,
+            others=lambda: self.peers.descriptors + self.deputy.descriptors + self.runner.descriptors,
             accounts=self.accounts,
         )
         self.office = Office(self.loop, config.deputy) if config.deputy else None
@@ -162,8 +164,14 @@ class Daemon:
         )
         self.shares = Shares(self.loop, limits.turn_ns)
         self.intake = Intake(self.accounts, self.loop, self.shares)
+        self.runners_office = Office(self.loop, config.runner) if config.runner else None
+        self.runner = Runner(self.loop, starter=self.runners_office)
+        self.commands = Commands(self.conductor, self.runner)
         self.durables = Durables(
-            self.conductor, os.path.join(config.state_dir, STORE_FILE), owner=Owner(config.uid)
+            self.conductor,
+            os.path.join(config.state_dir, STORE_FILE),
+            owner=Owner(config.uid),
+            commands=self.commands,
         )
         standing = StandingJobs(self.durables, self.conductor, administrator=config.uid)
         self.reload = Reload(config, limits, self.conductor, standing)
@@ -251,12 +259,13 @@ class Daemon:
             self.engine.tick(self.conductor.now())
         for _ in range(ROUNDS_PER_TURN):
             self.conductor.settle()
-            if not self.sessions.flush():
+            if not (self.sessions.flush() | self.commands.flush()):
                 break
         else:
             self.loop.defer(_nothing)  # the hooks run once more
         self.durables.keep()
-        if self.draining and not self._handed_over and self.sessions.idle(late=self._late):
+        idle = self.draining and self.commands.idle and self.sessions.idle(late=self._late)
+        if idle and not self._handed_over:
             self._stop_soon()
         self._set_timer()
 
@@ -288,6 +297,7 @@ class Daemon:
         self.notifier.stopping("ending, sessions have been told")
         self.peers.stop_accepting()
         self.sessions.drain(f"the daemon ends ({name})", self.limits.drain_ns)
+        self.commands.drain(self.limits.drain_ns)
         clock = self.loop.clock("monotonic")
         clock.call_at(clock.now_ns() + self.limits.settle_ns, self._settle_no_more)
         clock.call_at(clock.now_ns() + self.limits.drain_ns, self._drained)
@@ -328,6 +338,7 @@ class Daemon:
         self.engine.end_all("the daemon ends", self.conductor.now())  # those whose clients are away, too
         self.conductor.settle()
         self.authority.audit.close()
+        self.commands.close()
         self.durables.close()
         self.registry.close()
         self.watchdog.close()
@@ -337,6 +348,8 @@ class Daemon:
             looks.install(None)
             self.looker.close()
             self.office.close()
+        if self.runners_office is not None:
+            self.runners_office.close()
         self.loop.close()
 
 

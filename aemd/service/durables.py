@@ -15,22 +15,28 @@ reason, and everything else goes on.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aemd.core import effects
 from aemd.core.errors import AemError, Code, invalid, not_found
 from aemd.core.history import Cursor, Keep, Positions, Record, Resumed
 from aemd.core.job import Job, JobState
+from aemd.core.options import Options
 from aemd.core.policy import Ruling
 from aemd.core.principal import Owner, Principal
 from aemd.core.reader import Reader
 from aemd.core.session import Session
 from aemd.core.traits import Traits
+from aemd.modules.need import Access, Given, OpenPath
 from aemd.service import log
+from aemd.service.commands import Commands
+from aemd.service.execution import Execution, check_options, check_owner, parse_exec
+from aemd.service.openings import give_back
 from aemd.store.batch import Told
 from aemd.store.rows import ENDING, SPENT, STOPPED, JobRow, ParkedRow
 from aemd.store.schema import StoreError
@@ -38,7 +44,7 @@ from aemd.store.store import Store
 from aemd.v1 import job_pb2
 
 if TYPE_CHECKING:
-    from aemd.service.conductor import Conductor
+    from aemd.service.conductor import Conductor, Meant
 
 NAME_CHARS_MAX = 64
 FETCH_BYTES = 1024 * 1024  # of history at once
@@ -48,14 +54,27 @@ KEEP_BYTES_MAX = 1 << 30
 KEEP_AGE_MAX_NS = 366 * 86_400 * 10**9
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A durable job that may be made."""
+
+    principal: Principal
+    definition: job_pb2.JobDefinition
+    meant: Meant
+    options: Options
+    keep: Keep
+    execution: Execution | None
+
+
 class Durables:
     """The durable jobs of one daemon."""
 
-    def __init__(self, conductor: Conductor, path: str, *, owner: Owner) -> None:
+    def __init__(self, conductor: Conductor, path: str, *, owner: Owner, commands: Commands) -> None:
         """`path`: of the store's file. `owner`: whose jobs have the administrator's rights."""
         conductor.registered = self.registered
         conductor.fetch = self.fetch
         conductor.options_of = self.options_of
+        self.commands = commands
         self._conductor = conductor
         self._engine = conductor.engine
         self._path = path
@@ -231,38 +250,83 @@ class Durables:
             )
         meant = self._conductor.meant(principal, request.module, request.params)
         options = self._engine.parse_options(request.options, meant.traits)
+        execution = self._execution(principal, request, options)
         there = self._names.get((owner, request.name))
         if there is not None and there.state is JobState.GONE:  # in this turn, which has not ended
             self._note(store, there)
             there = None
         if there is not None:
-            return _same(there, request, meant.traits, meant.params, options, keep)
+            same_exec = self.commands.execution_of(there) == execution
+            return _same(there, request, meant.traits, meant.params, options, keep, same_exec=same_exec)
         if (owner, request.name) in self._making:
             raise AemError(Code.ABORTED, "JOB_OPENING", f"job {request.name} is just being made; ask again")
+        definition = _define(principal, request)
+        definition.origin = origin
+        wanted = _Wanted(principal, definition, meant, options, keep, execution)
+        if execution is None or not principal.pid:
+            return self._make(wanted, answer)
+        self._making.add((owner, request.name))
+
+        def looked(given: Given | AemError) -> None:
+            self._making.discard((owner, request.name))
+            try:
+                if isinstance(given, AemError):
+                    raise given
+                give_back([given])
+                made = self._make(wanted, answer)
+            except AemError as error:
+                answer(error)
+            else:
+                if made is not None:
+                    answer(made)
+
+        self._conductor.openings.look(
+            principal, OpenPath(os.fsencode(execution.directory), Access.PATH), looked
+        )
+        return None
+
+    def _execution(
+        self, principal: Principal, request: job_pb2.CreateJobRequest, options: Options
+    ) -> Execution | None:
+        if not request.HasField("exec"):
+            return None
+        execution = parse_exec(request.exec)
+        check_options(request.options, options)
+        quota = self._engine.accounts.allowance(principal).quota
+        check_owner(principal, quota, self._administrator.uid)
+        return execution
+
+    def _make(self, wanted: _Wanted, answer: Callable[[Job | AemError], None]) -> Job | None:
+        store, request, meant = self._need_store(), wanted.definition.request, wanted.meant
+        owner = wanted.principal.owner
         job = self._engine.keep_job(
-            principal,
+            wanted.principal,
             job_id=0,
             name=request.name,
             module=meant.traits,
             values=meant.values,
             params=meant.params,
-            options=options,
-            keep=keep,
+            options=wanted.options,
+            keep=wanted.keep,
             label=request.label,
             create_time_ns=self._conductor.now().real_ns,
         )
         job.ruling = meant.ruling
-        definition = _define(principal, request)
-        definition.origin = origin
+        if wanted.execution is not None:
+            try:
+                self.commands.add(job, wanted.execution, known=False)
+            except AemError:
+                self._engine.discard(job)
+                raise
 
         def opened(made: Job | AemError) -> None:
             self._making.discard((owner, request.name))
             if not isinstance(made, AemError):
-                self._add(store, job, definition)
+                self._add(store, job, wanted.definition)
             answer(made)
 
         if self._conductor.open_job(job, opened, start=not request.stopped):
-            self._add(store, job, definition)
+            self._add(store, job, wanted.definition)
             return job
         self._making.add((owner, request.name))
         return None
@@ -302,10 +366,13 @@ class Durables:
     def _restore(self, store: Store, row: JobRow) -> None:
         definition = _definition(row)
         request = definition.request
+        execution: Execution | None = None
         principal = _principal(row.owner, definition, administrator=row.owner == self._administrator)
         refusal: AemError | None = None
         ruling: Ruling | None = None
         try:
+            if request.HasField("exec"):
+                execution = parse_exec(request.exec)
             meant = self._conductor.meant(principal, request.module, request.params)
             traits, params, values = meant.traits, meant.params, meant.values
             ruling = meant.ruling
@@ -338,6 +405,8 @@ class Durables:
         job.durable.start_ns = row.start_ns
         if not store.clean and (row.start_ns != STOPPED or row.positions.head.seq):
             self._engine.begin_epoch(job)
+        if execution is not None:
+            self.commands.add(job, execution, known=True)
         if refusal is not None:
             self._conductor.never_open(job)
             self._conductor.close_job(job, refusal.message)
@@ -472,7 +541,14 @@ def _keep(given: job_pb2.Keep) -> Keep:
 
 
 def _same(
-    there: Job, request: job_pb2.CreateJobRequest, traits: Traits, params: object, options: object, keep: Keep
+    there: Job,
+    request: job_pb2.CreateJobRequest,
+    traits: Traits,
+    params: object,
+    options: object,
+    keep: Keep,
+    *,
+    same_exec: bool,
 ) -> Job:
     """`there`, if it is what is asked for; else ALREADY_EXISTS says what differs."""
     assert there.durable is not None
@@ -484,6 +560,7 @@ def _same(
             ("options", there.options == options),
             ("keep", there.durable.keep == keep),
             ("label", there.label == request.label),
+            ("exec", same_exec),
         )
         if not same
     ]

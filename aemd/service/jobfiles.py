@@ -24,6 +24,7 @@ from aemd.service.durables import (
     KEEP_ENTRIES_MAX,
     check_name,
 )
+from aemd.service.execution import check_options, parse_exec
 from aemd.service.files import Problem, Source
 from aemd.service.locator import Path
 from aemd.service.names import Names
@@ -32,7 +33,7 @@ from aemd.v1 import job_pb2
 
 JOBS_MAX = 1_000
 LABEL_BYTES_MAX = 256
-KEYS = ("name", "module", "params", "owner", "options", "keep", "label", "stopped")
+KEYS = ("name", "module", "params", "owner", "options", "keep", "label", "stopped", "exec")
 INT64_MAX = (1 << 63) - 1
 UINT32_MAX = (1 << 32) - 1
 UID_MAX = UINT32_MAX - 1  # (uid_t) -1 is nobody, chown(2)
@@ -51,6 +52,8 @@ _KEEP = {
     "keep_bytes": (1, KEEP_BYTES_MAX),
     "age_ns": (1, KEEP_AGE_MAX_NS),
 }
+_EXEC_SPANS = ("timeout_ns", "backoff_min_ns", "backoff_max_ns")
+_EXEC = ("command", "mode", *_EXEC_SPANS, "environment", "directory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +119,15 @@ class JobFiles:
         self._take_params(check, (*path, "params"), request, table.get("params", {}))
         self._take_options(check, (*path, "options"), request.options, table.get("options", {}))
         self._take_keep(check, (*path, "keep"), request, table.get("keep"))
+        if "exec" in table:
+            self._take_exec(check, (*path, "exec"), request.exec, table["exec"])
         if len(request.label.encode()) > LABEL_BYTES_MAX:
             check.problem((*path, "label"), f"has more than {LABEL_BYTES_MAX} bytes")
         if uid is None or len(self.problems) > count:
             return
         self._refuse(check, (*path, "name"), lambda: check_name(request.name))
+        if request.HasField("exec"):
+            self._refuse(check, path, lambda: parse_exec(request.exec))
         self._check_module(check, path, request)
         where = self._seen.setdefault((uid, request.name), check.source.origin(path))
         if where != check.source.origin(path):
@@ -197,6 +204,29 @@ class JobFiles:
             if number is not None:
                 setattr(request.keep, key, number)
 
+    def _take_exec(self, check: Checker, path: Path, execution: job_pb2.Exec, table: object) -> None:
+        if not isinstance(table, dict):
+            check.problem(path, f"{shown(table)}: must be a table")
+            return
+        execution.SetInParent()
+        modes = _words(job_pb2.ExecMode)
+        for key, value in table.items():
+            where = (*path, key)
+            if key == "command":
+                execution.command.extend(check.value(where, list[str], value) or ())
+            elif key == "environment":
+                execution.environment.update(check.value(where, dict[str, str], value) or {})
+            elif key == "directory":
+                execution.directory = check.value(where, str, value) or ""
+            elif key in _EXEC_SPANS:
+                setattr(execution, key, check.quantity(where, key, value, (1, INT64_MAX)) or 0)
+            elif key != "mode":
+                check.problem(where, f"no such key{meant(key, _EXEC)}")
+            elif isinstance(value, str) and value in modes:
+                execution.mode = modes[value]  # type: ignore[assignment]
+            else:
+                check.problem(where, f"{shown(value)}: must be one of {', '.join(modes)}")
+
     def _check_module(self, check: Checker, path: Path, request: job_pb2.CreateJobRequest) -> None:
         if self._modules is None:
             return
@@ -215,7 +245,12 @@ class JobFiles:
             pausable=module.pausable,
             pause_by_default=module.pause_by_default,
         )
-        self._refuse(check, path, lambda: parse_options(request.options, traits, self._limits))
+        self._refuse(check, path, lambda: self._check_options(request, traits))
+
+    def _check_options(self, request: job_pb2.CreateJobRequest, traits: Traits) -> None:
+        options = parse_options(request.options, traits, self._limits)
+        if request.HasField("exec"):
+            check_options(request.options, options)
 
     def _refuse(self, check: Checker, path: Path, attempt: Callable[[], object]) -> None:
         """What the daemon would say to it; its field is the key."""
@@ -223,7 +258,7 @@ class JobFiles:
             attempt()
         except AemError as error:
             field = error.details.get("field", "")
-            keys = field.split(".") if field.startswith(("params", "options")) else []
+            keys = field.split(".") if field.startswith(("params", "options", "exec")) else []
             check.problem((*path, *keys), error.message.removeprefix(f"{field}: "))
 
 

@@ -132,7 +132,9 @@ class JobService:
     ) -> job_pb2.RetryParkedResponse:
         job = self._find(principal, request.name, "RetryParked")
         cursors = [Cursor(cursor.epoch, cursor.seq) for cursor in request.cursors]
-        return job_pb2.RetryParkedResponse(retried=self._engine.retry(job, cursors, self._conductor.now()))
+        retried = self._engine.retry(job, cursors, self._conductor.now())
+        self._durables.commands.hurry(job)
+        return job_pb2.RetryParkedResponse(retried=retried)
 
     def _answer(self, later: Later, principal: Principal, result: Job | AemError) -> None:
         """What was done with a job; with a durable one, once it is on disk."""
@@ -152,7 +154,13 @@ class JobService:
         return job
 
     def _view(self, job: Job, viewer: Principal) -> job_pb2.Job:
-        return job_view(job, viewer, self._conductor.details(job))
+        view = job_view(job, viewer, self._conductor.details(job))
+        commands = self._durables.commands
+        execution, state = commands.execution_of(job), commands.state_of(job, viewer)
+        if execution is not None and state is not None:
+            view.exec.CopyFrom(execution.to_pb())
+            view.exec_state.CopyFrom(state)
+        return view
 
 
 def _cursor_of(text: str) -> Cursor:

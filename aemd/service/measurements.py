@@ -18,6 +18,7 @@ from aemd.core.histogram import BOUNDS_NS, Histogram
 from aemd.core.job import Job
 from aemd.core.principal import Principal
 from aemd.service.catalogue import BY_NAME
+from aemd.service.commands import Result
 from aemd.service.facts import descriptors_open, resident_bytes
 from aemd.sources.counts import COUNTS
 from aemd.v1 import admin_pb2, session_pb2
@@ -107,6 +108,8 @@ class Measurements:
             samples.put("aemd_job_failed", tally.failed, module)
             samples.put("aemd_job_parked", tally.parked, module)
             samples.put("aemd_job_discarded", tally.discarded, module)
+            for result in Result:
+                samples.put("aemd_command_runs", tally.runs[result], module, result)
             samples.put("aemd_source_failed", tally.source_failures, module)
             for (stage, cause), numbers in sorted((_NOTHING_LOST | tally.lost).items()):
                 samples.put("aemd_lost", numbers, module, _stage(stage), _cause(cause))

@@ -116,6 +116,12 @@ class Openings:
 
         return self._deputy.ask(principal, need, answered, at_home=opening.job.durable is not None)
 
+    def look(self, principal: Principal, need: Need, answered: Callable[[Given | AemError], None]) -> None:
+        """Whether `principal` may have something, and lives where it will be done without it; `answered` is
+        told in a later turn.
+        """
+        self._deputy.ask(principal, need, answered, at_home=True)
+
     def take(self, job: Job) -> Sequence[Given]:
         """What was given for `job`; the module's from now on."""
         return self._given.pop(job.id, ())

@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.box import ENVIRONMENT, Box, missing
 
-UNITS = ("aemd.service", "aemd.socket", "aemd-deputy.socket")
+UNITS = ("aemd.service", "aemd.socket", "aemd-deputy.socket", "aemd-runner.socket")
 
 
 class Service:
@@ -65,7 +65,7 @@ class Service:
         return self.box.run("/opt/aemd/bin/aemctl", *arguments, check=check)
 
     def reset(self):
-        self.box.run("systemctl", "stop", *UNITS, "aemd-deputy.service")
+        self.box.run("systemctl", "stop", *UNITS, "aemd-deputy.service", "aemd-runner.service")
         self.box.run("systemctl", "reset-failed", check=False)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.box.path("/run/systemd/system/aemd.service.d/test.conf"))

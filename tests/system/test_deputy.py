@@ -133,6 +133,22 @@ def test_each_core_has_a_deputy_of_its_own(aemd):
     assert shown == {"Result": "success", "ActiveState": "inactive"}
 
 
+def test_without_the_runners_unit_no_command_is_run(service):
+    service.box.run("systemctl", "mask", "--runtime", "aemd-runner.socket")
+    try:
+        service.box.run("systemctl", "start", "aemd.socket", "aemd.service")
+        service.ctl("create-job", "masked", "user", "channel=masked", "--", "touch", "/run/masked")
+        service.ctl("raise", "masked", "x")
+        refused = "no process can be started"
+        service.box.until(lambda: refused in service.ctl("show-job", "masked").stdout, "the refusal")
+        assert not os.path.exists(service.box.path("/run/masked"))
+    finally:
+        service.box.run("systemctl", "unmask", "--runtime", "aemd-runner.socket")
+    service.box.run("systemctl", "start", *UNITS)
+    service.box.until(lambda: os.path.exists(service.box.path("/run/masked")), "the run")
+    service.ctl("shutdown-job", "masked")
+
+
 def test_state_of_a_daemon_that_was_root_is_kept(service):
     service.box.run("rm", "-rf", "/var/lib/aemd")
     service.box.run(*ALONE)

@@ -50,7 +50,7 @@ PROTECTIONS = {
     ("ProtectProc", "invisible"): ("see_processes_as_a_stranger", "ENOENT"),
     ("ProcSubset", "pid"): ("read_uptime", "ENOENT"),
 }
-UNITS = ("aemd.service", "aemd-deputy.service")
+UNITS = ("aemd.service", "aemd-deputy.service", "aemd-runner.service")
 ATTEMPTS = sorted({protection[0] for protection in PROTECTIONS.values()})
 # What the units say that protects nobody: how the service lives, not what it may do.
 LIFE = {
@@ -61,6 +61,8 @@ LIFE = {
     "AmbientCapabilities",
     "KillMode",
     "KillSignal",
+    "Delegate",
+    "TasksMax",
     "Restart",
     "RestartSec",
     "TimeoutStartSec",
@@ -144,7 +146,7 @@ def outcomes(prepared):
             found[name] = json.load(file)
     for path in (*drop_ins, *(f"/run/systemd/system/{unit}" for unit in units)):
         os.unlink(prepared.path(path))
-    prepared.run("systemctl", "stop", "aemd.socket", "aemd-deputy.socket", *UNITS)
+    prepared.run("systemctl", "stop", "aemd.socket", "aemd-deputy.socket", "aemd-runner.socket", *UNITS)
     prepared.run("systemctl", "daemon-reload")
     return found
 

@@ -28,6 +28,8 @@ READ_BYTES = 64 * 1024
 class WithCommand(Verb):
     """A verb whose arguments end at `--`, behind which stands a command."""
 
+    usage = "-- COMMAND [ARG]..."
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take off the command, which must not be looked at for options."""
         if "--" in args:
@@ -38,7 +40,7 @@ class WithCommand(Verb):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Show the command in the usage."""
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARG]..."]
+        return [*super().collect_usage_pieces(ctx), self.usage]
 
 
 @click.command(

@@ -11,12 +11,13 @@ import click
 from aemd import __version__
 from aemd.cli.completion import SHELLS, complete_sessions, script
 from aemd.cli.failure import Exit
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column
 from aemd.cli.parameters import ResourceId
 from aemd.cli.plain import plain
 from aemd.cli.text import age_text, moment_text, safe, size_text
 from aemd.cli.verb import Settings, Verb
 from aemd.cli.verbs.jobs import for_each
+from aemd.service.feed import Row
 
 SECTION = "Daemon"
 SESSION_ID = ResourceId("sessions")

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import click
 
 from aemd.cli.failure import Exit
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column
 from aemd.cli.text import safe
 from aemd.cli.verb import Settings, Verb
 from aemd.cli.verbs.metrics import SECTION
+from aemd.service.feed import Row
 
 COLORS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 COLUMNS = (

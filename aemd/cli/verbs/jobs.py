@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,11 +10,12 @@ import click
 
 from aemd.cli.completion import complete_jobs, complete_modules
 from aemd.cli.failure import Exit, report
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column
 from aemd.cli.parameters import SPAN, JobName
 from aemd.cli.plain import plain
 from aemd.cli.text import age_text, moment_text, safe, size_text, span_text
 from aemd.cli.verb import Settings, Verb, failure_of
+from aemd.service.feed import Row
 
 if TYPE_CHECKING:
     import aem
@@ -135,6 +137,7 @@ def job_facts(row: Row) -> list[tuple[str, str]]:
         ("module", row["module"]),
         ("state", f"{row['state']}{reason}"),
         ("parameters", safe(params_text(row["params"]))),
+        *_exec_facts(row),
         ("options", _options_text(options)),
         ("owner", f"uid {row['uid']}, pid {row['pid']}, {row['session'] or 'no session'}"),
         ("registered", moment_text(row["create_time_ns"])),
@@ -156,6 +159,42 @@ def job_facts(row: Row) -> list[tuple[str, str]]:
         facts.append(("", f"at {moment_text(stats['last_error_time_ns'])}"))
     facts += [(safe(name.replace("_", " ")), safe(text)) for name, text in row["details"].items()]
     return [(name, text) for name, text in facts if text]
+
+
+def _exec_facts(row: Row) -> list[tuple[str, str]]:
+    """What a command job runs, and how that gets on."""
+    execution, state = row["exec"], row["exec_state"]
+    if execution is None or state is None:
+        return []
+    parts = [
+        "one run for all that waits" if execution["mode"] == "dirty" else "one run for each event",
+        f"at most {span_text(execution['timeout_ns'])}",
+        f"backoff {span_text(execution['backoff_min_ns'])} to {span_text(execution['backoff_max_ns'])}",
+    ]
+    if execution["directory"] != "/":
+        parts.append(f"in {execution['directory']}")
+    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in execution["environment"].items())
+    last = state["last_time_ns"]
+    ended = f"{state['last_result']} after {span_text(state['last_duration_ns'])}, {moment_text(last)}"
+    return [
+        ("command", safe(shlex.join(execution["command"]))),
+        ("", ", ".join(safe(part) for part in parts)),
+        ("with", safe(variables)),
+        ("runs", f"{state['runs']}, {state['failures']} failed; {_phase_text(state)}"),
+        ("last run", safe(ended) if last else ""),
+    ]
+
+
+def _phase_text(state: Row) -> str:
+    """What a command job does now."""
+    if state["phase"] == "running":
+        return f"one is running since {moment_text(state['since_time_ns'])}, pid {state['pid']}"
+    if state["phase"] == "waiting":
+        why, row = safe(state["waiting_for"]), state["failed_in_a_row"]
+        again = f", {row} times in a row" if row > 1 else ""
+        return f"the next one waits until {moment_text(state['until_time_ns'])}: {why}{again}"
+    words = {"idle": "none is wanted", "halted": "none is begun, for the job is not started"}
+    return words.get(state["phase"]) or str(state["phase"])
 
 
 def _durable_text(row: Row) -> str:
@@ -240,7 +279,10 @@ def start_job(settings: Settings, /, *, ids: Sequence[int | str]) -> int:
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True, type=JOB_ID, shell_complete=complete_jobs)
 @click.pass_obj
 def stop_job(settings: Settings, /, *, ids: Sequence[int | str]) -> int:
-    """Disarm jobs: they fire no more until started; what is queued is still delivered."""
+    """Disarm jobs: they fire no more until started; what is queued is still delivered.
+
+    Where the daemon runs a command for a job, its run is ended, and what is queued waits until it is started.
+    """
     return _change(settings, ids, lambda client, one: client.stop_job(one))
 
 

@@ -12,9 +12,9 @@ import click
 
 from aemd.cli.failure import Exit, Failure, note
 from aemd.cli.halt import Halt, Halted
-from aemd.cli.output import dumps
 from aemd.cli.plain import plain
 from aemd.cli.verb import Settings, Verb, failure_of
+from aemd.service.feed import dumps
 
 SECTION = "Observing"
 JOBS_MAX = 1_000

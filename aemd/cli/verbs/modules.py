@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from aemd.cli.completion import complete_modules
-from aemd.cli.output import Column, Row, dumps
+from aemd.cli.output import Column
 from aemd.cli.plain import plain
 from aemd.cli.text import safe
 from aemd.cli.verb import Settings, Verb
+from aemd.service.feed import Row, dumps
 
 if TYPE_CHECKING:
     from aem.v1 import module_pb2

@@ -11,11 +11,11 @@ import click
 
 from aemd.cli.completion import complete_modules, complete_parameters
 from aemd.cli.failure import Exit, Failure
-from aemd.cli.output import Row
 from aemd.cli.parameters import split_parameters
 from aemd.cli.plain import plain
 from aemd.cli.text import safe
 from aemd.cli.verb import Settings, Topic, Verb
+from aemd.service.feed import Row
 
 SECTION = "Configuration"
 DEFAULT_FOLDER = "/etc/aemd"

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aemd.cli.output import Column, Row
+from aemd.cli.output import Column
 from aemd.cli.plain import plain
 from aemd.cli.text import size_text
 from aemd.cli.verb import Settings, Verb
+from aemd.service.feed import Row
 
 if TYPE_CHECKING:
     from aem.v1 import admin_pb2

@@ -13,12 +13,12 @@ import click
 from aemd.cli.board import JOBS_MAX, Board, Sample, totals
 from aemd.cli.failure import Exit, Failure
 from aemd.cli.halt import Halt, Halted
-from aemd.cli.output import Row
 from aemd.cli.parameters import SPAN
 from aemd.cli.plain import plain
 from aemd.cli.verb import Settings, Verb
 from aemd.cli.verbs.jobs import job_row
 from aemd.cli.verbs.metrics import SECTION
+from aemd.service.feed import Row
 
 if TYPE_CHECKING:
     import aem

@@ -17,6 +17,7 @@ from aem.aio import AsyncClient
 from aem.client import Client
 from aem.errors import AemError, Code, ConnectionLost, OutOfRange, Park, Reply, Retry
 from aem.events import Event, Gap, ProcessEvent, SocketEvent, TimerEvent, UserEvent
+from aem.execution import Exec
 from aem.history import Cursor, Keep, Parked
 from aem.job import AsyncJob, Job
 from aem.options import Acknowledgement, Options, Overflow, Param
@@ -35,6 +36,7 @@ __all__ = [
     "Cursor",
     "Event",
     "EventStream",
+    "Exec",
     "Gap",
     "Job",
     "Keep",

@@ -13,6 +13,7 @@ import grpc
 from aem import _channel, _unary
 from aem._registration import default_acknowledgement
 from aem.errors import from_rpc
+from aem.execution import Exec
 from aem.history import Keep, Parked
 from aem.options import Options, Param
 from aem.v1 import admin_pb2, job_pb2, module_pb2
@@ -96,13 +97,16 @@ class Calls:
         keep: Keep | None = None,
         label: str = "",
         start: bool = True,
+        exec: Exec | None = None,  # noqa: A002 - the word of the protocol
     ) -> job_pb2.Job:
-        """Make a durable job, without a handler: it outlives this program, the daemon and the machine.
+        """Make a durable job, without a handler: it outlives this program, the daemon and the machine. With
+        `exec` the daemon runs that command for its events.
 
         Made again with the same definition it is the one that is there; with another one AemError, code
         ALREADY_EXISTS, says what differs.
 
         client.create_job("deploys", "user", {"channel": "deploy"}, keep=aem.Keep(entries=1_000))
+        client.create_job("deploys", "user", {"channel": "deploy"}, exec=aem.Exec(["/usr/bin/deploy"]))
         """
         request = _unary.create_request(
             name,
@@ -113,6 +117,7 @@ class Calls:
             keep=keep,
             label=label,
             start=start,
+            execution=exec,
         )
         return self._call(_unary.CREATE_JOB, request)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aem._registration import Registration
 from aem._requests import BUNDLE_BYTES, Build, Request, Requests, Then, Waiter, lost
-from aem.errors import AemError, Code, Reply
+from aem.errors import AemError, Code, ConnectionLost, Reply
 from aem.v1 import job_pb2, session_pb2
 
 RAISE_EVENTS = 1_024  # in one frame
@@ -35,6 +35,8 @@ class Commands(Requests):
         super().__init__(lock=lock, future=future, output=output)
         self._raised = 0
         self._pending: deque[Any] = deque()
+        self._unasked = 0  # events that went out without a question, since the beginning
+        self._heard = 0  # of these the first so many have arrived: a question behind them was answered
 
     def _let_go(self, registration: Registration) -> None:
         """End a job that was shut down, unless a handler of it runs."""
@@ -151,11 +153,31 @@ class Commands(Requests):
         """
         with self._lock:
             self._raised += 1
-            if self.connected and self._raised % RAISES_A_QUESTION:
+            if self.connected and not self.draining and self._raised % RAISES_A_QUESTION:
                 self._emit(_raise(channel, payloads, uid))
+                self._unasked += len(payloads)
                 return None
-            self._pending.append(self.raise_events(channel, payloads, uid, then=_heard))
+            self._pending.append(self.raise_events(channel, payloads, uid, then=self._hears()))
             return self._pending.popleft() if len(self._pending) > QUESTIONS_PENDING else None
+
+    def _hears(self) -> Then:
+        """What the answer to a question says of the events before it."""
+        before = self._unasked
+
+        def then(error: AemError | None) -> AemError | None:
+            if error is not None:
+                log.warning("events were not raised: %s", error.message)
+            if not isinstance(error, ConnectionLost):
+                self._heard = max(self._heard, before)
+            return None
+
+        return then
+
+    def _tell_unheard(self) -> None:
+        """The stream is lost, and with it what was on its way."""
+        unheard, self._heard = self._unasked - self._heard, self._unasked
+        if unheard:
+            log.warning("the connection broke: %d events raised without waiting may be lost", unheard)
 
     def raise_events(
         self, channel: str, payloads: list[bytes], uid: int | None, *, then: Then | None = None
@@ -173,11 +195,6 @@ def _raise(channel: str, payloads: list[bytes], uid: int | None) -> Frame:
     raised = session_pb2.Raise(channel=channel, payloads=payloads, uid=uid)
     getattr(frame, "raise").CopyFrom(raised)  # a keyword of Python
     return frame
-
-
-def _heard(error: AemError | None) -> None:
-    if error is not None:
-        log.warning("events were not raised: %s", error.message)
 
 
 def payload_chunks(payloads: Iterable[str | bytes]) -> Iterator[list[bytes]]:

@@ -73,7 +73,6 @@ class Session(Commands):
         super().__init__(lock=lock, future=future, output=output)
         self.label = label
         self.id = 0
-        self.draining = False
         self.leaving = False  # the program ends the session
         self._away = False  # the connection is lost, and the face tries again
         self.registrations: dict[Registration, None] = {}
@@ -125,6 +124,8 @@ class Session(Commands):
         """The stream ended. Returns whether trying again makes sense."""
         with self._lock:
             self._drop_stream()
+            if not self.leaving:
+                self._tell_unheard()
             return error.code not in FINAL
 
     def coming_back(self, error: AemError) -> None:

@@ -82,6 +82,7 @@ class Requests:
         output: Callable[[], None],
     ) -> None:
         self.connected = False
+        self.draining = False  # the daemon is about to end this stream
         self._said_all = False  # the daemon has ended this stream in order, and answered what it had done
         self.failure: AemError | None = None  # why the session ended for good
         self.limits = session_pb2.Limits(message_bytes=MESSAGE_BYTES)

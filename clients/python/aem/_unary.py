@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from aem.execution import Exec
 from aem.history import Keep
 from aem.options import Options, Param, values_of
 from aem.v1 import admin_pb2, job_pb2, module_pb2
@@ -100,6 +101,7 @@ def create_request(
     keep: Keep | None,
     label: str,
     start: bool,
+    execution: Exec | None = None,
 ) -> job_pb2.CreateJobRequest:
     """The CreateJob of a durable job; `acknowledgement` if the options do not say one."""
     asked = (options or Options()).message()
@@ -112,6 +114,7 @@ def create_request(
         keep=None if keep is None else keep.message(),
         label=label,
         stopped=not start,
+        exec=None if execution is None else execution.message(),
     )
 
 

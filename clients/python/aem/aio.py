@@ -383,8 +383,8 @@ class AsyncClient(BaseClient, AsyncCalls):
     ) -> None:
         """Raise a user event for each payload on a channel of one's own; `uid` names another owner.
 
-        Returns when the daemon has fired them. With `wait=False` returns at once, for a stream of events; a
-        refusal is then logged, and events that were not sent yet are lost with a lost connection.
+        Returns when the daemon has fired them. With `wait=False` returns at once, for a stream of events:
+        then a refusal is logged, and with a lost connection how many may be lost.
         """
         await self.connect()
         ask = self._protocol.raise_events if wait else self._protocol.raise_unwatched

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: other use
 PTRACE_SEIZE, PTRACE_ATTACH = 0x4206, 16
 SYS_PIDFD_GETFD = 438
 CHILDREN = 16
+IN_FLIGHT = 253  # descriptors of one message, unix(7)
 
 
 def hangs(path):
@@ -30,6 +31,24 @@ def hangs(path):
         mount("hangs", path, "fuse", options=options)
 
     return prepare
+
+
+def test_descriptors_that_a_user_has_in_flight_elsewhere_keep_nothing_from_it(rig, own):
+    sent, says = os.pipe()
+
+    def send():
+        kept = socket.socketpair()
+        socket.send_fds(kept[0], [b"x"], [0] * IN_FLIGHT)  # nobody reads it
+        os.write(says, b"1")
+        os.read(kept[0].fileno(), 1)  # until it is killed
+
+    program = rig.program(NOBODY, run=send)
+    assert os.read(sent, 1) == b"1"
+    bound = rig.bind(program, f"{own}/s")
+    assert not isinstance(bound, AemError), bound
+    bound.close()
+    os.close(sent)
+    os.close(says)
 
 
 @pytest.fixture

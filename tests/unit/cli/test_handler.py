@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from aemd.cli.halt import Halt, Halted
-from aemd.cli.handler import Command, CommandError, end, variables
+from aemd.cli.handler import Command, CommandError, end
+from aemd.service.feed import variables
 
 ROW: dict[str, Any] = {
     "module": "process",

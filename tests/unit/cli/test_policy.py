@@ -14,7 +14,7 @@ GOOD = '[[rule]]\nname = "a"\nsubject = { uid = 1 }\nmodule = "timer"\neffect = 
 
 def test_check_takes_files_and_folders_without_a_daemon(capsys, tmp_path) -> None:
     assert run(["policy", "check", str(EXAMPLES)]) == Exit.OK
-    assert capsys.readouterr().out == "5 rules, 2 jobs, nothing wrong\n"
+    assert capsys.readouterr().out == "5 rules, 3 jobs, nothing wrong\n"
     (tmp_path / "a.toml").write_text(GOOD)
     (tmp_path / "b.toml").write_text(GOOD.replace('"a"', '"b"').replace("1", "2"))
     assert run(["policy", "check", str(tmp_path / "a.toml"), str(tmp_path / "b.toml")]) == Exit.OK

@@ -31,11 +31,12 @@ def start(program, first=0, second=0):
     return Message(Kind.START, 1, program, first, second)
 
 
-def test_programs_are_the_three_that_there_are():
+def test_programs_are_the_four_that_there_are():
     python = [sys.executable, "-P", "-m"]
     assert command(start(Program.DEPUTY, 2_500)) == [*python, "aemd.deputy", "2.5"]
     assert command(start(Program.FRONTS, 7, 9)) == [*python, "aemd.front", "", "7", "9"]
     assert command(start(Program.LOOKER)) == [*python, "aemd.deputy.looker"]
+    assert command(start(Program.RUNNER)) == [*python, "aemd.deputy.runner"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ def run_frame(binding, first, events, **more):
     return SERVER(batch=session_pb2.Batch(runs=[run]))
 
 
+def raise_blindly(bench, count):
+    """Events one by one that nobody waits for; the numbers of the questions among them."""
+    for number in range(count):
+        bench.session.raise_unwatched("c", [b"%d" % number], None)
+    return [frame.request_id for frame in bench.out() if frame.request_id]
+
+
 class Bench:
     """A session with a dispatcher, and the daemon's part by hand."""
 
@@ -559,3 +566,45 @@ def test_what_a_daemon_that_ends_has_refused_is_asked_of_the_next():
     assert again.WhichOneof("frame") == "raise"
     bench.session.receive(SERVER(request_id=again.request_id, result=session_pb2.Result()))
     raised.result(0)
+
+
+def test_events_that_nobody_waited_for_are_counted_when_the_connection_breaks(caplog):
+    bench = Bench()
+    (question,) = raise_blindly(bench, 20)
+    bench.session.receive(SERVER(request_id=question, result=session_pb2.Result()))
+    bench.session.lost(LOST)
+    assert "4 events raised without waiting may be lost" in caplog.text
+    caplog.clear()
+    bench.welcome(resumed=True)
+    bench.session.lost(LOST)
+    assert "may be lost" not in caplog.text, "they are told once"
+
+
+def test_refused_question_says_that_the_events_before_it_have_arrived(caplog):
+    bench = Bench()
+    (question,) = raise_blindly(bench, 16)
+    refused = status_pb2.Status(code=int(Code.RESOURCE_EXHAUSTED), message="too many")
+    bench.session.receive(SERVER(request_id=question, result=session_pb2.Result(status=refused)))
+    assert "events were not raised: too many" in caplog.text
+    bench.session.lost(LOST)
+    assert "may be lost" not in caplog.text
+
+
+def test_while_the_daemon_ends_every_event_is_asked_for_and_raised_with_the_next(caplog):
+    bench = Bench()
+    bench.session.receive(SERVER(drain=session_pb2.Drain(reason="restart")))
+    assert len(raise_blindly(bench, 2)) == 2
+    bench.session.receive(SERVER(drain=session_pb2.Drain(said_all=True)))
+    bench.session.lost(LOST)
+    bench.session.hello()
+    bench.welcome(resumed=True)
+    assert [frame.WhichOneof("frame") for frame in bench.out()].count("raise") == 2
+    assert "may be lost" not in caplog.text
+
+
+def test_who_closes_the_session_is_not_told_of_losses(caplog):
+    bench = Bench()
+    raise_blindly(bench, 5)
+    bench.session.leaving = True
+    bench.session.lost(LOST)
+    assert "may be lost" not in caplog.text

@@ -36,7 +36,7 @@ def job(more: str = "", **keys: str) -> str:
 
 def test_the_example_is_good_and_has_every_key() -> None:
     configuration = interpret([read_file(str(EXAMPLES / "jobs.d/50-example.toml"))], MODULES)
-    reports, deploys = configuration.jobs
+    reports, deploys, backups = configuration.jobs
     assert (reports.uid, deploys.uid) == (0, 1_000)
     assert reports.origin.endswith("50-example.toml:3")
     request = reports.request
@@ -44,6 +44,15 @@ def test_the_example_is_good_and_has_every_key() -> None:
     assert request.params["calendar"].text == "Mon..Fri 09:00"
     assert request.options.ack_timeout_ns == 3_600 * 10**9
     assert request.keep == job_pb2.Keep(entries=100, bytes=1 << 20, age_ns=30 * 86_400 * 10**9)
+    assert backups.request.exec == job_pb2.Exec(
+        command=["/usr/local/bin/backup", "--quick"],
+        mode=job_pb2.EXEC_MODE_DIRTY,
+        timeout_ns=20 * 60 * 10**9,
+        backoff_min_ns=10 * 10**9,
+        backoff_max_ns=3_600 * 10**9,
+        environment={"TARGET": "/srv/backup"},
+        directory="/srv",
+    )
     assert deploys.request.stopped
     assert deploys.request.options.overflow == job_pb2.OVERFLOW_DROP_OLDEST
     assert deploys.request.options.acknowledgement == job_pb2.ACKNOWLEDGEMENT_EXPLICIT
@@ -79,6 +88,18 @@ def test_parameters_are_taken_as_toml_has_them() -> None:
         (job("keep = { entries = 0 }"), "f.toml:6: job[1].keep.entries: 0: must be 1 to 1000000"),
         (job('keep = { bytes = "2GiB" }'), "f.toml:6: job[1].keep.bytes: "),
         (job("keep = { keep_bytes = 1 }"), "f.toml:6: job[1].keep.keep_bytes: no such key"),
+        (job("exec = 1"), "f.toml:6: job[1].exec: 1: must be a table"),
+        (job("exec = {}"), "f.toml:6: job[1].exec.command: is required"),
+        (job('exec.command = "true"'), 'f.toml:6: job[1].exec.command: "true": '),
+        (job('exec = { command = ["./x"] }'), "f.toml:6: job[1].exec.command: './x' is relative"),
+        (job('exec = { command = ["x"], kommand = 1 }'), "f.toml:6: job[1].exec.kommand: no such key"),
+        (job('exec = { command = ["x"], mode = "both" }'), 'f.toml:6: job[1].exec.mode: "both": must be one'),
+        (job('exec = { command = ["x"], timeout_ns = "8d" }'), "f.toml:6: job[1].exec.timeout_ns: is 6912"),
+        (job('exec = { command = ["x"], timeout_ns = 0 }'), "f.toml:6: job[1].exec.timeout_ns: 0: must be 1"),
+        (job('exec = { command = ["x"], environment = { A = 1 } }'), "f.toml:6: job[1].exec.environment"),
+        (job('exec = { command = ["x"], environment = { AEM_A = "" } }'), "f.toml:6: job[1].exec.envi"),
+        (job('exec = { command = ["x"], directory = "x" }'), "f.toml:6: job[1].exec.directory: 'x' is no"),
+        (job('exec = { command = ["x"] }\noptions = { acknowledgement = "none" }'), "f.toml:7: job[1].opt"),
         (job() + job(), "f.toml:8: job[2].name: \"it\": uid 7 has one of this name, f.toml:1"),
         ("[[rule]]\n", "f.toml:1: rule: no such table"),
         ("job = 1\n", "f.toml:1: job: 1: must be an array of tables, [[job]]"),

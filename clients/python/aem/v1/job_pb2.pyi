@@ -116,6 +116,62 @@ STATE_GONE: State.ValueType  # 5
 """Ended. Its id is never given out again."""
 Global___State: _TypeAlias = State  # noqa: Y015
 
+class _ExecMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXEC_MODE_UNSPECIFIED: _ExecMode.ValueType  # 0
+    """EXEC_MODE_QUEUE."""
+    EXEC_MODE_QUEUE: _ExecMode.ValueType  # 1
+    """A run for each entry, one after the other."""
+    EXEC_MODE_DIRTY: _ExecMode.ValueType  # 2
+    """A run for everything that happened since the last one began, 256 entries and 256 KiB of events at most."""
+
+class ExecMode(_ExecMode, metaclass=_ExecModeEnumTypeWrapper):
+    """Which events one run of a command gets."""
+
+EXEC_MODE_UNSPECIFIED: ExecMode.ValueType  # 0
+"""EXEC_MODE_QUEUE."""
+EXEC_MODE_QUEUE: ExecMode.ValueType  # 1
+"""A run for each entry, one after the other."""
+EXEC_MODE_DIRTY: ExecMode.ValueType  # 2
+"""A run for everything that happened since the last one began, 256 entries and 256 KiB of events at most."""
+Global___ExecMode: _TypeAlias = ExecMode  # noqa: Y015
+
+class _ExecPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXEC_PHASE_UNSPECIFIED: _ExecPhase.ValueType  # 0
+    """Not said."""
+    EXEC_PHASE_IDLE: _ExecPhase.ValueType  # 1
+    """Nothing is to be done."""
+    EXEC_PHASE_RUNNING: _ExecPhase.ValueType  # 2
+    """A run is under way."""
+    EXEC_PHASE_WAITING: _ExecPhase.ValueType  # 3
+    """A run failed, or could not begin; the next one begins later."""
+    EXEC_PHASE_HALTED: _ExecPhase.ValueType  # 4
+    """The job is not started, so its command is not run."""
+
+class ExecPhase(_ExecPhase, metaclass=_ExecPhaseEnumTypeWrapper):
+    """What a command job is doing."""
+
+EXEC_PHASE_UNSPECIFIED: ExecPhase.ValueType  # 0
+"""Not said."""
+EXEC_PHASE_IDLE: ExecPhase.ValueType  # 1
+"""Nothing is to be done."""
+EXEC_PHASE_RUNNING: ExecPhase.ValueType  # 2
+"""A run is under way."""
+EXEC_PHASE_WAITING: ExecPhase.ValueType  # 3
+"""A run failed, or could not begin; the next one begins later."""
+EXEC_PHASE_HALTED: ExecPhase.ValueType  # 4
+"""The job is not started, so its command is not run."""
+Global___ExecPhase: _TypeAlias = ExecPhase  # noqa: Y015
+
 @_typing.final
 class Value(_message.Message):
     """One parameter's value. Every kind may be given as text, as a person would type it ("200ms",
@@ -329,6 +385,154 @@ class Keep(_message.Message):
 Global___Keep: _TypeAlias = Keep  # noqa: Y015
 
 @_typing.final
+class Exec(_message.Message):
+    """A command that the daemon runs for the events of a durable job, as the job's owner. It has done its work
+    when it exits with 0; else its entries come again, after a backoff. Zero always means the default.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_NS_FIELD_NUMBER: _builtins.int
+    BACKOFF_MIN_NS_FIELD_NUMBER: _builtins.int
+    BACKOFF_MAX_NS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    mode: Global___ExecMode.ValueType
+    """Which events one run gets; default EXEC_MODE_QUEUE."""
+    timeout_ns: _builtins.int
+    """How long a run may take, nanoseconds; default 1 h, at most 7 days. Then SIGTERM comes, and 5 s later
+    SIGKILL.
+    """
+    backoff_min_ns: _builtins.int
+    """How long the job waits after a run that failed, nanoseconds: this at first (default 1 s), then twice as
+    long each time.
+    """
+    backoff_max_ns: _builtins.int
+    """At most so long; default 5 min, at most 1 day."""
+    directory: _builtins.str
+    """The directory that it is run in, absolute; default /."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. The program and its arguments, 1 to 256, 64 KiB with the environment. A program without a slash
+        is searched for in /usr/local/bin, /usr/bin and /bin.
+        """
+
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Variables beside those that every command has; at most 64. Names that begin with AEM_ are the daemon's."""
+
+    def __init__(
+        self,
+        *,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        mode: Global___ExecMode.ValueType = ...,
+        timeout_ns: _builtins.int = ...,
+        backoff_min_ns: _builtins.int = ...,
+        backoff_max_ns: _builtins.int = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        directory: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backoff_max_ns", b"backoff_max_ns", "backoff_min_ns", b"backoff_min_ns", "command", b"command", "directory", b"directory", "environment", b"environment", "mode", b"mode", "timeout_ns", b"timeout_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exec: _TypeAlias = Exec  # noqa: Y015
+
+@_typing.final
+class ExecState(_message.Message):
+    """How a command job gets on. Counts are since the daemon was started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_NS_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_NS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    FAILED_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    LAST_RESULT_FIELD_NUMBER: _builtins.int
+    LAST_STATUS_FIELD_NUMBER: _builtins.int
+    LAST_SIGNAL_FIELD_NUMBER: _builtins.int
+    LAST_TIME_NS_FIELD_NUMBER: _builtins.int
+    LAST_DURATION_NS_FIELD_NUMBER: _builtins.int
+    phase: Global___ExecPhase.ValueType
+    """What it is doing."""
+    pid: _builtins.int
+    """With a run: the process id, as whoever asks knows it; 0 where it is not known."""
+    since_time_ns: _builtins.int
+    """With a run: when it was begun, CLOCK_REALTIME nanoseconds."""
+    until_time_ns: _builtins.int
+    """While it waits: until when, CLOCK_REALTIME nanoseconds."""
+    waiting_for: _builtins.str
+    """While it waits: why, in words."""
+    failed_in_a_row: _builtins.int
+    """How many runs have failed one after the other."""
+    runs: _builtins.int
+    """Runs that were begun."""
+    failures: _builtins.int
+    """Runs that failed."""
+    last_result: _builtins.str
+    """How the last run ended, in words: "exited with status 3"."""
+    last_status: _builtins.int
+    """Its exit status; -1 if it has none."""
+    last_signal: _builtins.int
+    """The signal that ended it; 0: none."""
+    last_time_ns: _builtins.int
+    """When it ended, CLOCK_REALTIME nanoseconds; 0: none has."""
+    last_duration_ns: _builtins.int
+    """How long it took, nanoseconds."""
+    def __init__(
+        self,
+        *,
+        phase: Global___ExecPhase.ValueType = ...,
+        pid: _builtins.int = ...,
+        since_time_ns: _builtins.int = ...,
+        until_time_ns: _builtins.int = ...,
+        waiting_for: _builtins.str = ...,
+        failed_in_a_row: _builtins.int = ...,
+        runs: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        last_result: _builtins.str = ...,
+        last_status: _builtins.int = ...,
+        last_signal: _builtins.int = ...,
+        last_time_ns: _builtins.int = ...,
+        last_duration_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_in_a_row", b"failed_in_a_row", "failures", b"failures", "last_duration_ns", b"last_duration_ns", "last_result", b"last_result", "last_signal", b"last_signal", "last_status", b"last_status", "last_time_ns", b"last_time_ns", "phase", b"phase", "pid", b"pid", "runs", b"runs", "since_time_ns", b"since_time_ns", "until_time_ns", b"until_time_ns", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecState: _TypeAlias = ExecState  # noqa: Y015
+
+@_typing.final
 class JobStats(_message.Message):
     """What has happened to a job so far. Counts are of stimuli unless said otherwise."""
 
@@ -495,6 +699,8 @@ class Job(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     OLDEST_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
+    EXEC_FIELD_NUMBER: _builtins.int
+    EXEC_STATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The resource name, jobs/{id}."""
     id: _builtins.int
@@ -543,6 +749,14 @@ class Job(_message.Message):
     def oldest(self) -> Global___Cursor:
         """With a durable job: everything up to here is no longer kept."""
 
+    @_builtins.property
+    def exec(self) -> Global___Exec:
+        """With a command job: the command, defaults filled in."""
+
+    @_builtins.property
+    def exec_state(self) -> Global___ExecState:
+        """With a command job: how it gets on."""
+
     def __init__(
         self,
         *,
@@ -564,10 +778,12 @@ class Job(_message.Message):
         keep: Global___Keep | None = ...,
         oldest: Global___Cursor | None = ...,
         readers: _builtins.int = ...,
+        exec: Global___Exec | None = ...,
+        exec_state: Global___ExecState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "oldest", b"oldest", "options", b"options", "stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "exec_state", b"exec_state", "keep", b"keep", "oldest", b"oldest", "options", b"options", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ns", b"create_time_ns", "details", b"details", "durable_name", b"durable_name", "id", b"id", "keep", b"keep", "label", b"label", "module", b"module", "name", b"name", "oldest", b"oldest", "options", b"options", "params", b"params", "pid", b"pid", "readers", b"readers", "reason", b"reason", "session", b"session", "state", b"state", "stats", b"stats", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ns", b"create_time_ns", "details", b"details", "durable_name", b"durable_name", "exec", b"exec", "exec_state", b"exec_state", "id", b"id", "keep", b"keep", "label", b"label", "module", b"module", "name", b"name", "oldest", b"oldest", "options", b"options", "params", b"params", "pid", b"pid", "readers", b"readers", "reason", b"reason", "session", b"session", "state", b"state", "stats", b"stats", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -791,6 +1007,7 @@ class CreateJobRequest(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    EXEC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. The name: A letter, and with it 1 to 64 letters, digits, dots, dashes and underscores."""
     module: _builtins.str
@@ -811,6 +1028,10 @@ class CreateJobRequest(_message.Message):
     def keep(self) -> Global___Keep:
         """How much of its history is kept."""
 
+    @_builtins.property
+    def exec(self) -> Global___Exec:
+        """Run this command for its events: a command job. The daemon answers for it, nobody else can."""
+
     def __init__(
         self,
         *,
@@ -821,10 +1042,11 @@ class CreateJobRequest(_message.Message):
         keep: Global___Keep | None = ...,
         label: _builtins.str = ...,
         stopped: _builtins.bool = ...,
+        exec: Global___Exec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "keep", b"keep", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "label", b"label", "module", b"module", "name", b"name", "options", b"options", "params", b"params", "stopped", b"stopped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "keep", b"keep", "label", b"label", "module", b"module", "name", b"name", "options", b"options", "params", b"params", "stopped", b"stopped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -934,7 +1156,7 @@ Global___ListParkedResponse: _TypeAlias = ListParkedResponse  # noqa: Y015
 
 @_typing.final
 class RetryParkedRequest(_message.Message):
-    """Asks for what was put aside to be delivered once more, to the client that answers; there has to be one."""
+    """Asks for what was put aside to be delivered once more, to the client that answers, or the command; there has to be one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
