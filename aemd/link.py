@@ -97,6 +97,7 @@ class Control(IntEnum):
     FORK = 1  # with two descriptors: the front's ends of its link and of its descriptor socket
     FORKED = 2  # the value is its pid; with a pidfd
     EXITED = 3  # the value is its wait status; -1: it could not be forked
+    KILL = 4  # with the pidfd of a front, which the core has no right to kill
 
 
 class Frame(NamedTuple):

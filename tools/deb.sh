@@ -10,6 +10,9 @@ mkdir -p $tree dist
 git archive HEAD | tar -x -C $tree
 cp -r $tree/packaging/debian $tree/debian
 cp $tree/systemd/aemd.{service,socket,sysusers,tmpfiles} $tree/debian/
+for unit in aemd-{deputy,runner}.{service,socket}; do
+    cp $tree/systemd/$unit $tree/debian/aemd.$unit
+done
 (cd $tree && dpkg-buildpackage --build=binary --unsigned-source --unsigned-changes)
 lintian --fail-on error,warning --info $work/*.changes
 mv $work/*.deb dist/

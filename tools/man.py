@@ -33,6 +33,10 @@ FILES = (
         "The configuration, aemd.toml(5).",
     ),
     ("/run/aemd/aemd.sock", "The socket of the system's daemon."),
+    (
+        "/run/aemd-deputy.sock, /run/aemd-runner.sock",
+        "Those of its deputy and runner, for aemd.service alone.",
+    ),
     ("$XDG_RUNTIME_DIR/aemd/aemd.sock", "The socket of a user's own daemon (aemd --user)."),
 )
 

@@ -68,20 +68,42 @@ Signals:
     "[default: /etc/aemd, or ~/.config/aemd]",
 )
 @click.option(
+    "--deputy",
+    metavar="PATH",
+    help="Leave to the deputy that listens here what needs root's rights, and run without them. "
+    "systemd starts it: aemd-deputy.socket.",
+)
+@click.option(
+    "--runner",
+    metavar="PATH",
+    help="The same for commands of jobs: aemd-runner.socket. A daemon with --deputy runs none without it.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="Log from this level on, to stderr.  [default: log.level of aemd.toml, else info]",
 )
 @click.version_option(__version__, prog_name="aemd")
 def main(
-    *, user: bool, socket: str | None, state_dir: str | None, config_dir: str | None, log_level: str | None
+    *,
+    user: bool,
+    socket: str | None,
+    state_dir: str | None,
+    config_dir: str | None,
+    deputy: str | None,
+    runner: str | None,
+    log_level: str | None,
 ) -> None:
     """Own the kernel's events on this machine and deliver them, with their data, to programs.
 
     Programs register jobs over gRPC on a Unix socket; see aemctl(1).
     """
-    if os.geteuid() != 0 and not user:
-        raise click.UsageError("only root can serve every user; to serve yourself, run: aemd --user")
+    if user and (deputy or runner):
+        raise click.UsageError("--deputy and --runner are for the system's daemon; --user needs neither")
+    if os.geteuid() != 0 and not user and not deputy:
+        raise click.UsageError(
+            "only root can serve every user, or who is given --deputy; to serve yourself, run: aemd --user"
+        )
     try:
         folder = config_dir or default_config_dir(user=user, environment=os.environ)
         config = Config(
@@ -92,6 +114,8 @@ def main(
             user=user,
             log_level=log_level or "",
             config_dir=os.path.abspath(folder) if folder else "",
+            deputy=os.path.abspath(deputy) if deputy else "",
+            runner=os.path.abspath(runner) if runner else "",
         )
         prepare(config)
     except ConfigError as error:

@@ -18,12 +18,16 @@ from dataclasses import dataclass
 import aemd
 from aemd.cli.failure import Failure
 
-PROGRAM = re.compile(r"^(Exec\w+=.*?)/usr/bin/(aemd|aemctl)\b", re.MULTILINE)
-MODULES = {"aemd": "aemd", "aemctl": "aemd.cli.ctl"}
+PROGRAM = re.compile(r"^(Exec\w+=.*?)/usr/(bin/aemd|bin/aemctl|lib/aemd/aemd-deputy)(?= |$)", re.MULTILINE)
+MODULES = {"bin/aemd": "aemd", "bin/aemctl": "aemd.cli.ctl", "lib/aemd/aemd-deputy": "aemd.deputy.office"}
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome=, PrivateTmp=
 SYSTEM = (
     ("systemd/aemd.service", "lib/systemd/system/aemd.service"),
     ("systemd/aemd.socket", "lib/systemd/system/aemd.socket"),
+    ("systemd/aemd-runner.service", "lib/systemd/system/aemd-runner.service"),
+    ("systemd/aemd-runner.socket", "lib/systemd/system/aemd-runner.socket"),
+    ("systemd/aemd-deputy.service", "lib/systemd/system/aemd-deputy.service"),
+    ("systemd/aemd-deputy.socket", "lib/systemd/system/aemd-deputy.socket"),
     ("systemd/aemd.sysusers", "lib/sysusers.d/aemd.conf"),
     ("systemd/aemd.tmpfiles", "lib/tmpfiles.d/aemd.conf"),
 )

@@ -10,7 +10,7 @@ In this order, each as far as this kernel and this user allow:
   made or executed, no TCP used, no process outside signalled, no abstract socket outside connected to.
   Everything that this process will ever import must be imported by now. Landlock holds for the calling
   thread and those that it starts, therefore before gRPC has any;
-- if root: no capability in any set, no groups, another user (`aemd`, or `nobody`);
+- if root: no capability in any set, no groups, another user (`aemd-front`, or `nobody`);
 - calls that no front makes are refused (seccomp.py): it starts no process, so that with it all of it ends;
 - not dumpable, so that another process of that user can neither trace it nor read its memory.
 
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from aemd.front import seccomp
 
-USERS = ("aemd", "nobody")
+USERS = ("aemd-front", "nobody")
 SOCKET_NAME = "grpc"  # in the folder, where there must be one
 RANDOM = b"/dev/urandom"  # gRPC ends the process if it cannot read it
 
@@ -94,7 +94,7 @@ def name_process(name: str) -> None:
 
 
 def enter(folder: bytes, lodger: Lodger | None, *, data_bytes: int) -> Cell:
-    """Lock this process up for good. `folder` is made only if it is needed.
+    """Lock this process up for good. `folder` is made only if it is needed; if it is empty, nothing is.
 
     `data_bytes`: RLIMIT_DATA of getrlimit(2), unless a lower one is there; who needs more than that ends.
 
@@ -109,6 +109,8 @@ def enter(folder: bytes, lodger: Lodger | None, *, data_bytes: int) -> Cell:
     alone = os.geteuid() == 0 and _libc.unshare(_CLONE_NEWNET) == 0
     if alone:
         os.chdir("/")
+    elif not folder:
+        raise PermissionError("unshare: no network namespace, and no folder instead")
     else:
         os.mkdir(folder, 0o700)
         if lodger is not None:
@@ -117,7 +119,7 @@ def enter(folder: bytes, lodger: Lodger | None, *, data_bytes: int) -> Cell:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     landlock = _restrict_files(None if alone else folder)
     if lodger is not None:
-        _become(lodger)
+        become(lodger)
     _drop_capabilities()
     _prctl(_PR_SET_DUMPABLE, 0)
     filtered = "yes" if seccomp.install() else "no"
@@ -142,7 +144,8 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number), f"prctl({option})")
 
 
-def _become(lodger: Lodger) -> None:
+def become(lodger: Lodger) -> None:
+    """Be that user for good, without any capability."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
             break  # EINVAL: the kernel has no more; EPERM: we have no right to, and nothing to drop

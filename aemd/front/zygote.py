@@ -22,7 +22,7 @@ import time
 import traceback
 
 from aemd.front import server
-from aemd.front.sandbox import Lodger, find_lodger, name_process
+from aemd.front.sandbox import Lodger, become, find_lodger, name_process
 from aemd.front.server import Bounds
 from aemd.link import CONTROL, Control
 
@@ -33,7 +33,8 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 def main(folder: bytes, bounds: Bounds, control_fd: int) -> None:
     """Serve the core until it is gone; in the children, be a front. Does not return.
 
-    A front that cannot have a network namespace of its own makes the folder FOLDER + its number.
+    A front that cannot have a network namespace of its own makes the folder FOLDER + its number; without
+    FOLDER it does not serve.
     """
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -43,7 +44,7 @@ def main(folder: bytes, bounds: Bounds, control_fd: int) -> None:
     gc.collect()
     gc.freeze()  # a collection in a front would touch, and so copy, every page
     control = socket.socket(fileno=control_fd)
-    born = _Zygote(control).serve()
+    born = _Zygote(control, lodger).serve()
     if born is None:
         os._exit(0)
     _be_front(born, folder=folder, bounds=bounds, lodger=lodger)
@@ -56,7 +57,7 @@ def _be_front(born: _Born, *, folder: bytes, bounds: Bounds, lodger: Lodger | No
         server.run(
             born.link,
             born.descriptors,
-            folder=folder + b"%d" % born.number,
+            folder=folder and folder + b"%d" % born.number,
             bounds=bounds,
             lodger=lodger,
         )
@@ -80,9 +81,10 @@ class _Born:
 
 
 class _Zygote:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, lodger: Lodger | None) -> None:
         self._control = control
         self._control.setblocking(True)
+        self._lodger = lodger
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._fronts: dict[int, tuple[int, int]] = {}  # pidfd -> pid, number
@@ -106,6 +108,8 @@ class _Zygote:
                     born = self._fork(number, fds)
                     if born is not None:
                         return born
+                elif kind == Control.KILL and len(fds) == 1:
+                    self._kill(fds[0])
 
     def _reap_all(self) -> None:
         """The core is gone, so the fronts are about to end; who else would reap them may not be there."""
@@ -136,6 +140,18 @@ class _Zygote:
             self._poll.register(pidfd, select.POLLIN)
             self._say(Control.FORKED, number, pid, pidfd)
         return None
+
+    def _kill(self, front: int) -> None:
+        """Kill a front as its own user, so that whoever is meant, nobody but such a one can be killed."""
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                if self._lodger is not None:
+                    become(self._lodger)
+                signal.pidfd_send_signal(front, signal.SIGKILL)
+            os._exit(0)
+        os.close(front)
+        os.waitpid(pid, 0)
 
     def _reap(self, pidfd: int) -> None:
         pid, number = self._fronts.pop(pidfd)

@@ -135,9 +135,12 @@ def _adopt(path: bytes, given: socket.socket, *, public: bool) -> socket.socket:
 
 
 def _check_lock(path: bytes, lock: int) -> None:
-    """Refuse what somebody else has put there: it will be written to, and who holds it could keep us out."""
-    found = os.fstat(lock)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+    """Refuse what somebody else has put there: it will be written to, and who holds it could keep us out.
+    Whose the folder is could do so anyway.
+    """
+    found, folder = os.fstat(lock), os.stat(os.path.dirname(path) or b".")
+    owners = (os.geteuid(), folder.st_uid)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid not in owners or found.st_nlink > 1:
         raise SocketTaken(
             f"{os.fsdecode(path)}.lock is not ours: it is of uid {found.st_uid}, or no file of its own;"
             " remove it, or take a folder that nobody else can write to"

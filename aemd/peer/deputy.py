@@ -13,12 +13,9 @@ questions runs, so that none can have bound it a moment ago.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +28,7 @@ from aemd.core.accounts import Accounts, Charge
 from aemd.core.errors import AemError
 from aemd.core.limits import MS, SECOND
 from aemd.core.principal import Owner, Principal
-from aemd.deputy import protocol
+from aemd.deputy import protocol, starting
 from aemd.deputy.protocol import Answer, Fault, Flag, Kind, Request, State
 from aemd.modules.need import (
     AdoptPath,
@@ -45,7 +42,7 @@ from aemd.modules.need import (
     SendPath,
 )
 from aemd.peer import refusals
-from aemd.peer.beside import start_beside
+from aemd.peer.beside import Beside, OwnStarter, Program, Starter
 from aemd.peer.turns import Turns
 from aemd.sources.reactor import Reactor, Timer
 
@@ -112,18 +109,24 @@ class Deputy:
         pidfd_of: Callable[[Principal], int],
         limit_ns: int,
         command: Sequence[str] = (),
+        starter: Starter | None = None,
     ) -> None:
         """`pidfd_of`: of a caller's process, -1 if it has exited; `limit_ns`: how long each child may take.
-        `command` is given the number of its control descriptor as the last argument.
+        `command` is given the number of its control descriptor as the last argument. `starter`: who starts
+        it, if not this process.
         """
         self._reactor = reactor
         self._pidfd_of = pidfd_of
         self._accounts = accounts
         self._limit_ns = limit_ns
-        self._command = command or (sys.executable, "-P", "-m", "aemd.deputy", f"{limit_ns / SECOND:g}")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._starter = starter or OwnStarter(reactor)
+        self._program = Program(
+            command or (sys.executable, "-P", "-m", "aemd.deputy", f"{limit_ns / SECOND:g}"),
+            starting.Program.DEPUTY,
+            limit_ns // MS,
+        )
+        self._process: Beside | None = None
         self._control: socket.socket | None = None
-        self._pidfd = -1
         self._restart_ns = RESTART_MIN_NS
         self._timer: Timer | None = None
         self._turns: Turns[Asked] = Turns(PLACES)
@@ -191,15 +194,10 @@ class Deputy:
             if not isinstance(asked.need, _RemovePath):
                 asked.cancel()
         self._finish()
-        process, control = self._process, self._control
+        process = self._process
         self._forget()
-        if process is None or control is None:
-            return
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.end(END_SECONDS)
 
     def _finish(self) -> None:
         """Wait for what is to be removed, for a bounded time."""
@@ -415,14 +413,13 @@ class Deputy:
 
     def _start(self) -> bool:
         try:
-            self._process, self._control = start_beside(self._command)
+            process = self._starter.start(self._program, self._died)
         except OSError as error:
             structlog.get_logger().error("deputy cannot be started", error=str(error))
             self._start_later()
             return False
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._process, self._control = process, process.control
         self._reactor.add(self._control.fileno(), select.EPOLLIN, self._ready)
-        self._reactor.add(self._pidfd, select.EPOLLIN, self._died)
         return True
 
     def _ready(self, events: int) -> None:
@@ -462,18 +459,15 @@ class Deputy:
             self._answer(answer, fds)
 
     def _kill(self) -> None:
-        """Its end of the control socket is gone or broken; the pidfd tells when it is dead."""
+        """Its end of the control socket is gone or broken."""
         self._forget_control()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
 
-    def _died(self, _events: int) -> None:
-        process = self._process
-        if process is None or process.poll() is None:
-            return
+    def _died(self, status: int) -> None:
         self._readable(0)  # what it still said
+        structlog.get_logger().error("deputy died", pid=self.pid, status=status)
         self._forget()
-        structlog.get_logger().error("deputy died", pid=process.pid, status=process.returncode)
         asked_of_it, self._running = list(self._running.values()), {}
         lingering, self._lingering = list(self._lingering.values()), {}
         unsent, self._unsent = self._unsent, None
@@ -507,10 +501,6 @@ class Deputy:
 
     def _forget(self) -> None:
         self._forget_control()
-        if self._pidfd >= 0:
-            self._reactor.remove(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
         self._process = None
 
 

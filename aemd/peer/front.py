@@ -10,7 +10,6 @@ A handler that raises has a bug: its stream ends with INTERNAL, the daemon goes 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -76,6 +75,9 @@ class FrontOwner(Protocol):
 
     def front_lost(self, front: Front, reason: str) -> None:
         """It is finished; its connections are over by now."""
+
+    def kill_front(self, pidfd: int) -> None:
+        """Kill it, which this process may not. Takes over `pidfd`."""
 
 
 class Front:
@@ -154,11 +156,17 @@ class Front:
         self._owner.front_lost(self, reason)
 
     def _kill(self) -> None:
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            os.close(self.pidfd)
-            self.pidfd = -1
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except PermissionError:
+            self._owner.kill_front(pidfd)
+            return
+        except ProcessLookupError:
+            pass
+        os.close(pidfd)
 
     # -- connections
 

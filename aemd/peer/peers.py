@@ -24,8 +24,10 @@ from aemd.core.errors import AemError
 from aemd.core.limits import Limits
 from aemd.core.principal import Owner, Principal
 from aemd.core.quota import Quota
+from aemd.deputy import starting
 from aemd.link import OFFENCES, Cut
 from aemd.peer import accept
+from aemd.peer.beside import Program, Starter
 from aemd.peer.farewell import Farewell
 from aemd.peer.front import Connection, Front
 from aemd.peer.fronts import Fronts
@@ -65,6 +67,10 @@ def front_command(limits: Limits, socket_path: bytes) -> list[str]:
     return [sys.executable, "-P", "-m", "aemd.front", folder, *bounds]
 
 
+def _zygote(command: Sequence[str], limits: Limits) -> Program:
+    return Program(command, starting.Program.FRONTS, limits.message_bytes, limits.front_bytes)
+
+
 def _front_folder(socket_path: bytes) -> bytes:
     """How the folders of fronts begin. Only who has the lock of the path makes or removes such."""
     return os.path.abspath(socket_path) + FRONT_FOLDER
@@ -92,12 +98,16 @@ class Peers:
         peer_pidfd: bool = True,
         given: socket.socket | None = None,
         before_sending: Callable[[], None] = lambda: None,
+        starter: Starter | None = None,
+        administrator: int | None = None,
     ) -> None:
         """`public`: anybody may connect (mode 0666), else the daemon's own user only. `accounts`: of
         those who pay for connections.
 
         `command` starts the zygote, if not this program's own does. `peer_pidfd`: as in Self.
         `given`: the listener, where it is there already. `before_sending`: called before answers leave.
+        `starter`: of the zygote, if not this process. `administrator`: who is that, beside root; the daemon's
+        own user if None.
         """
         self.open_stream = open_stream  # with those below what a Front asks of its owner
         self.before_sending = before_sending
@@ -107,7 +117,7 @@ class Peers:
         self._public = public
         self._given = given
         self._process_gone = process_gone
-        self._own = read_self(peer_pidfd=peer_pidfd)
+        self._own = read_self(peer_pidfd=peer_pidfd, administrator=administrator)
         self._place: accept.Place | None = None
         self._acceptor: accept.Acceptor | None = None
         self._farewell: Farewell | None = None
@@ -120,7 +130,8 @@ class Peers:
         self._processes = Processes(reactor, self._exited, self._freed)
         self._zygote = Zygote(
             reactor,
-            command or front_command(limits, socket_path),
+            _zygote(command or front_command(limits, socket_path), limits),
+            starter=starter,
             forked=lambda number, pid, pidfd: self._fronts.forked(number, pid, pidfd),
             exited=lambda number, status: self._fronts.exited(number, status),
         )
@@ -337,6 +348,10 @@ class Peers:
                 self._fronts.lost(front, reason)
         if self._farewell is not None:
             self._farewell.front_gone()
+
+    def kill_front(self, pidfd: int) -> None:
+        """Have the zygote do it."""
+        self._zygote.kill(pidfd)
 
     # -- new connections
 

@@ -19,9 +19,9 @@ Root inside a container is not root here: only what is known to be in the daemon
 namespaces may be the administrator. The mount namespace of PID 1 counts like the daemon's own: a service
 manager puts a daemon that it protects (ProtectSystem= and its like) into a mount namespace that nobody else
 is in. The network namespace decides where one may listen, and nothing else.
-/proc/PID/ns needs ptrace rights (a daemon without CAP_SYS_PTRACE lacks them for other users' and for
-non-dumpable processes). What cannot be read is nobody's own: it gets a number that no namespace has, so such
-a process has less, never more.
+/proc/PID/ns and exe need ptrace rights: a daemon without CAP_SYS_PTRACE lacks them for other users' and for
+non-dumpable processes, unless it has a looker (sources/looks.py). What cannot be read is nobody's own: it
+gets a number that no namespace has, so such a process has less, never more.
 """
 
 from __future__ import annotations
@@ -32,10 +32,15 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from aemd.core.errors import AemError
 from aemd.core.principal import Owner, Principal
+from aemd.deputy import looking
+from aemd.deputy.looking import What
 from aemd.peer.cgroup import CGROUP_BYTES, parse_cgroup, unit_of
+from aemd.sources import looks
 from aemd.sources.pidnamespace import STATUS_BYTES, parse_nspid
 
 SO_PEERSEC = 31  # include/uapi/asm-generic/socket.h; Python 3.11 names none of them
@@ -46,6 +51,7 @@ GROUPS_BYTES_MAX = 65_536 * 4  # NGROUPS_MAX of limits.h
 LABEL_BYTES_MAX = 4_096  # SELinux has some 100; AppArmor's grow with every stacked profile
 STAT_BYTES = 4_096  # /proc/PID/stat has some 350
 
+_NAMESPACES = What.USER | What.PID | What.MOUNT | What.NETWORK
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _UCRED = struct.Struct("iII")
 _PYTHON_GETSOCKOPT_MAX = 1024  # socket.getsockopt takes no larger buffer
@@ -68,8 +74,8 @@ class Namespaces:
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """What the daemon compares a peer with. `peer_pidfd`: whether SO_PEERPIDFD is asked for at all; without
-    it everybody is read as on a kernel that has it not.
+    """What the daemon compares a peer with. `uid`: who is the administrator, beside root. `peer_pidfd`:
+    whether SO_PEERPIDFD is asked for at all; without it everybody is read as on a kernel that has it not.
     """
 
     uid: int
@@ -78,31 +84,39 @@ class Self:
     mount_init: int = NAMESPACE_UNKNOWN  # that of PID 1, where the users of the machine live
 
 
-def read_self(*, peer_pidfd: bool = True) -> Self:
-    """The daemon's own effective user and namespaces, and the mount namespace of PID 1."""
-    own, init = read_namespaces("self"), read_namespaces(1)
+def read_self(*, peer_pidfd: bool = True, administrator: int | None = None) -> Self:
+    """The daemon's own namespaces, the mount namespace of PID 1, and the administrator: if None, the daemon's
+    own effective user.
+    """
+    own, init = read_own_namespaces(), read_namespaces(1)
     at_home = (init.user, init.pid) == (own.user, own.pid)  # else it is not the init of the daemon's machine
-    return Self(os.geteuid(), own, peer_pidfd, init.mount if at_home else NAMESPACE_UNKNOWN)
+    uid = os.geteuid() if administrator is None else administrator
+    return Self(uid, own, peer_pidfd, init.mount if at_home else NAMESPACE_UNKNOWN)
 
 
-def read_namespaces(pid: int | str) -> Namespaces:
+def read_own_namespaces() -> Namespaces:
+    """The namespaces that this process is in."""
+    return _namespaces(looking.look(os.getpid(), _NAMESPACES))
+
+
+def read_namespaces(pid: int) -> Namespaces:
     """The namespaces of a process as far as they can be read. namespaces(7)."""
+    return _namespaces(looks.look(pid, _NAMESPACES))
 
-    def number(name: str) -> int:
-        try:
-            return os.stat(f"/proc/{pid}/ns/{name}").st_ino
-        except OSError:
-            return NAMESPACE_UNKNOWN
 
-    return Namespaces(number("user"), number("pid"), number("mnt"), number("net"))
+def _namespaces(found: Mapping[What, bytes]) -> Namespaces:
+    def number(what: What) -> int:
+        return int(found.get(what, NAMESPACE_UNKNOWN))
+
+    return Namespaces(number(What.USER), number(What.PID), number(What.MOUNT), number(What.NETWORK))
 
 
 def read_network(pid: int) -> int:
     """The network namespace of a process; 0 if it is the caller's own, or cannot be read."""
     try:
-        inode = os.stat(f"/proc/{pid}/ns/net").st_ino
+        inode = looks.namespace(pid, What.NETWORK)
         return 0 if inode == os.stat("/proc/self/ns/net").st_ino else inode
-    except OSError:
+    except (OSError, AemError):
         return 0
 
 
@@ -162,7 +176,8 @@ def read_principal(sock: socket.socket, own: Self) -> tuple[Principal, int]:
         raise UnidentifiedError("the process is outside the daemon's pid namespace")
     pidfd, proven = _peer_pidfd(sock, pid, own)
     try:
-        namespaces = read_namespaces(pid)
+        found = _look(pid)
+        namespaces = _namespaces(found)
         owner = _owner(uid, namespaces, own)
         reason = _not_administrator(uid, namespaces, own)
         cgroup = parse_cgroup(read_proc(pid, "cgroup", CGROUP_BYTES))
@@ -175,7 +190,7 @@ def read_principal(sock: socket.socket, own: Self) -> tuple[Principal, int]:
             administrator=not reason,
             network_namespace=_relative(namespaces.network, own.namespaces.network),
             security_label=_peer_label(sock),
-            executable=_read_executable(pid),
+            executable=found.get(What.PROGRAM, b"").decode("utf-8", "backslashreplace"),
             cgroup=cgroup,
             unit=unit_of(cgroup),
             proven=proven,
@@ -217,12 +232,14 @@ def _mount_namespace(theirs: int, own: Self) -> int:
     return own.mount_init if theirs == own.mount_init else own.namespaces.mount
 
 
-def _read_executable(pid: int) -> str:
-    """What /proc/PID/exe names; empty where the daemon may not look, and for a kernel thread."""
+def _look(pid: int) -> Mapping[What, bytes]:
+    """Namespaces, and what /proc/PID/exe names: nothing where the daemon may not look, and for a kernel
+    thread.
+    """
     try:
-        return os.readlink(b"/proc/%d/exe" % pid).decode("utf-8", "backslashreplace")
-    except OSError:
-        return ""
+        return looks.look(pid, _NAMESPACES | What.PROGRAM)
+    except AemError as error:
+        raise UnidentifiedError(error.message) from None
 
 
 def _read_own_pid(pid: int) -> int:

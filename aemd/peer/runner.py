@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from functools import partial
 
 import structlog
 
-from aemd.deputy import orders
+from aemd.deputy import orders, starting
 from aemd.deputy.orders import Begun, End, Ended, Start
-from aemd.peer.beside import start_beside
+from aemd.peer.beside import Beside, OwnStarter, Program, Starter
 from aemd.sources.reactor import Reactor
 
 MESSAGES = 64  # read in one turn
@@ -42,13 +41,19 @@ class Watch:
 class Runner:
     """Runs commands."""
 
-    def __init__(self, reactor: Reactor, *, command: Sequence[str] = ()) -> None:
-        """`command` is given the number of its control descriptor as the last argument."""
+    def __init__(
+        self, reactor: Reactor, *, command: Sequence[str] = (), starter: Starter | None = None
+    ) -> None:
+        """`command` is given the number of its control descriptor as the last argument. `starter`: who starts
+        it, if not this process.
+        """
         self._reactor = reactor
-        self._command = command or (sys.executable, "-P", "-m", "aemd.deputy.runner")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._starter = starter or OwnStarter(reactor)
+        self._program = Program(
+            command or (sys.executable, "-P", "-m", "aemd.deputy.runner"), starting.Program.RUNNER
+        )
+        self._process: Beside | None = None
         self._control: socket.socket | None = None
-        self._pidfd = -1
         self._runs: dict[int, Watch] = {}
         self._pids: dict[int, int] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -93,23 +98,17 @@ class Runner:
         self._pids.clear()
         process = self._process
         self._forget()
-        if process is None:
-            return
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.end(END_SECONDS)
 
     # The process.
 
     def _begin(self) -> None:
         if self._process is not None:
             raise OSError("it has just died")
-        self._process, self._control = start_beside(self._command)
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._process = self._starter.start(self._program, self._died)
+        self._control = self._process.control
         self._reactor.add(self._control.fileno(), select.EPOLLIN, self._ready)
-        self._reactor.add(self._pidfd, select.EPOLLIN, self._died)
 
     def _send(self, message: bytes, files: list[int]) -> None:
         self._unsent.append((message, files))
@@ -159,20 +158,17 @@ class Runner:
                 self._reactor.defer(partial(self._runs.pop(number).ended, message))
 
     def _kill(self) -> None:
-        """Its end of the control socket is gone or broken; the pidfd tells when it is dead."""
+        """Its end of the control socket is gone or broken."""
         self._forget_control()
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
 
-    def _died(self, _events: int) -> None:
-        process = self._process
-        if process is None or process.poll() is None:
-            return
+    def _died(self, status: int) -> None:
         self._read()  # what it still said
+        structlog.get_logger().error("runner died", pid=self.pid, status=status)
         self._forget()
-        structlog.get_logger().error("runner died", pid=process.pid, status=process.returncode)
         for pid in self._pids.values():  # their programs die with it; this is for what those have started
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # of who is not root control groups take care
                 os.killpg(pid, signal.SIGKILL)
         self._pids.clear()
         runs, self._runs = list(self._runs.values()), {}
@@ -190,10 +186,6 @@ class Runner:
 
     def _forget(self) -> None:
         self._forget_control()
-        if self._pidfd >= 0:
-            self._reactor.remove(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
         self._process = None
 
 

@@ -8,25 +8,22 @@ the next connection.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import socket
-import subprocess
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from aemd.core.limits import MS, SECOND
 from aemd.link import CONTROL, Control
+from aemd.peer.beside import Beside, OwnStarter, Program, Starter
 from aemd.sources.reactor import Reactor, Timer
 from aemd.sources.socket import leave
 
 RESTART_MIN_NS = 100 * MS  # then twice as long each time, while it does not even fork
 RESTART_MAX_NS = 10 * SECOND
 MESSAGES = 64  # read in one turn
-ENVIRONMENT = ("PATH", "LANG", "LC_", "LD_LIBRARY_PATH", "PYTHON", "GRPC_")  # beginnings of names
 END_SECONDS = 2.0  # it has nothing to finish; then it is killed
 
 
@@ -40,22 +37,24 @@ class Zygote:
     def __init__(
         self,
         reactor: Reactor,
-        command: Sequence[str],
+        program: Program,
         *,
+        starter: Starter | None = None,
         forked: Callable[[int, int, int], None],
         exited: Callable[[int, int], None],
     ) -> None:
-        """`command` is given the number of its control descriptor as the last argument."""
+        """`starter`: who starts it, if not this process."""
         self._reactor = reactor
-        self._command = command
+        self._program = program
+        self._starter = starter or OwnStarter(reactor)
         self._forked = forked
         self._exited = exited
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Beside | None = None
         self._control: socket.socket | None = None
-        self._pidfd = -1
         self._restart_ns = RESTART_MIN_NS
         self._timer: Timer | None = None
         self._waiting: list[tuple[int, Sequence[socket.socket]]] = []
+        self._kill_later: list[int] = []
         self._asked: set[int] = set()
 
     @property
@@ -65,24 +64,12 @@ class Zygote:
 
     def start(self) -> None:
         """Start it; it answers once it has imported what fronts need."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        with theirs:
-            # A session of its own: a terminal's SIGINT is for the core, which ends the others in order.
-            try:
-                process = subprocess.Popen(
-                    [*self._command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    env=_environment(),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self._process, self._control = process, ours
-        self._pidfd = os.pidfd_open(process.pid)
-        self._reactor.add(ours.fileno(), select.EPOLLIN, self._readable)
-        self._reactor.add(self._pidfd, select.EPOLLIN, self._died)
+        self._process = self._starter.start(self._program, self._died)
+        self._control = self._process.control
+        self._reactor.add(self._control.fileno(), select.EPOLLIN, self._readable)
+        kill, self._kill_later = self._kill_later, []
+        for pidfd in kill:
+            self.kill(pidfd)
         waiting, self._waiting = self._waiting, []
         for number, ends in waiting:
             self.fork(number, ends)
@@ -105,6 +92,20 @@ class Zygote:
         for end in ends:
             end.close()
 
+    def kill(self, pidfd: int) -> None:
+        """Have a front killed that this process has no right to kill. Takes over `pidfd`.
+
+        The zygote that is there now need not be the one that has forked it.
+        """
+        if self._control is None:
+            self._kill_later.append(pidfd)
+            return
+        try:
+            socket.send_fds(self._control, [CONTROL.pack(Control.KILL, 0, 0)], [pidfd])
+        except OSError:
+            self._kill()
+        os.close(pidfd)
+
     def close(self) -> None:
         """End it, and wait for that."""
         if self._timer is not None:
@@ -113,15 +114,13 @@ class Zygote:
             for end in ends:
                 end.close()
         self._waiting.clear()
+        for pidfd in self._kill_later:
+            os.close(pidfd)
+        self._kill_later.clear()
         process = self._process
         self._forget()
-        if process is None:
-            return
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.end(END_SECONDS)
 
     def _readable(self, _events: int) -> None:
         for _ in range(MESSAGES):
@@ -149,18 +148,15 @@ class Zygote:
             self._exited(number, value)
 
     def _kill(self) -> None:
-        """Its end of the control socket is gone or broken; the pidfd tells when it is dead."""
+        """Its end of the control socket is gone or broken."""
         self._forget_control()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
 
-    def _died(self, _events: int) -> None:
-        process = self._process
-        if process is None or process.poll() is None:
-            return
+    def _died(self, status: int) -> None:
         self._readable(0)  # what it still said
+        structlog.get_logger().error("zygote of the fronts died", pid=self.pid, status=status)
         self._forget()
-        structlog.get_logger().error("zygote of the fronts died", pid=process.pid, status=process.returncode)
         asked, self._asked = self._asked, set()
         for number in asked:
             self._exited(number, -1)
@@ -187,18 +183,4 @@ class Zygote:
 
     def _forget(self) -> None:
         self._forget_control()
-        if self._pidfd >= 0:
-            self._reactor.remove(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
         self._process = None
-
-
-def _environment() -> dict[str, str]:
-    """What an interpreter and gRPC may need; the rest is not for those who may be taken over.
-
-    gRPC says something for each thing that it does not like, so clients could fill our log with it.
-    """
-    return {"GRPC_VERBOSITY": "NONE"} | {
-        name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)
-    }

@@ -28,7 +28,7 @@ class AdminService:
         self._daemon = daemon
         self._engine = daemon.engine
         self._measurements = Measurements(daemon)
-        self._explainer = Explainer(daemon.conductor, daemon.deputy)
+        self._explainer = Explainer(daemon.conductor, daemon.deputy, administrator=daemon.config.uid)
 
     def methods(self) -> Mapping[str, Method]:
         """Its methods by path."""

@@ -7,6 +7,7 @@ things into; a user daemon's is the user's own.
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 SYSTEM_SOCKET = "/run/aemd/aemd.sock"
 SYSTEM_STATE = "/var/lib/aemd"
 SYSTEM_CONFIG = "/etc/aemd"
+SERVICE_USER = "aemd"  # systemd/aemd.service
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) is 108 bytes, the last of them NUL
 
 
@@ -24,7 +26,7 @@ class ConfigError(Exception):
 @dataclass(frozen=True, slots=True)
 class Config:
     """What the command line decides. `config_dir` is empty where no files are read, `log_level` where it is
-    left to them.
+    left to them, `deputy` and `runner` (paths of sockets) where the daemon starts these itself.
     """
 
     socket: str
@@ -32,11 +34,13 @@ class Config:
     user: bool = False
     log_level: str = ""
     config_dir: str = ""
+    deputy: str = ""
+    runner: str = ""
 
     @property
     def uid(self) -> int:
-        """The daemon's user."""
-        return os.geteuid()
+        """Whose daemon it is: who owns its configuration and is its administrator, as root is of each."""
+        return os.geteuid() if self.user else 0
 
 
 def default_socket(*, user: bool, environment: Mapping[str, str], uid: int) -> str:
@@ -109,15 +113,25 @@ def _make(directory: str, mode: int) -> None:
 
 
 def _refuse_shared(directory: str) -> None:
-    """Where everybody looks for the daemon nobody may put another one: only root can change what is in the
-    directory, or, where it is sticky as /tmp is, what belongs to root.
+    """Where everybody looks for the daemon nobody may put another one: only the daemon's user and root can
+    change what is in the directory, or, where it is sticky as /tmp is, what belongs to them. The user of the
+    service is such a one for root, who may start a daemon by hand where there was a service.
     """
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{directory}: is not a directory but a link or a file; remove it")
     shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-    if status.st_uid != os.geteuid() or shared:
+    trusted = (os.geteuid(), service_uid()) if os.geteuid() == 0 else (os.geteuid(), 0)
+    if status.st_uid not in trusted or shared:
         raise ConfigError(
             f"{directory}: must belong to uid {os.geteuid()} and be writable for nobody else (or sticky); "
             f"it belongs to uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
         )
+
+
+def service_uid() -> int:
+    """The user of the service; root where there is none."""
+    try:
+        return pwd.getpwnam(SERVICE_USER).pw_uid
+    except KeyError:
+        return 0

@@ -38,8 +38,14 @@ class Configuration:
     jobs: tuple[FileJob, ...] = ()
 
 
-def interpret(sources: Sequence[Source], modules: Mapping[str, Description] | None = None) -> Configuration:
-    """What files say. `modules`: the event modules that are loaded, by name; None: nobody knows.
+def interpret(
+    sources: Sequence[Source],
+    modules: Mapping[str, Description] | None = None,
+    *,
+    owner: int | None = None,
+) -> Configuration:
+    """What files say. `modules`: the event modules that are loaded, by name; None: nobody knows. `owner`: of
+    jobs that name none.
 
     ConfigurationError has everything that is wrong.
     """
@@ -47,7 +53,7 @@ def interpret(sources: Sequence[Source], modules: Mapping[str, Description] | No
     for source in sources:
         if not source.jobs:
             tables.take(source)
-    jobs = JobFiles(modules, tables.limits)
+    jobs = JobFiles(modules, tables.limits, owner=owner)
     for source in sources:
         if source.jobs:
             jobs.take(source)

@@ -31,6 +31,8 @@ from aemd.core.registrations import Teller
 from aemd.loop.loop import Fault, Loop
 from aemd.peer.accept import SocketTaken, UnfitListenerError
 from aemd.peer.deputy import Deputy
+from aemd.peer.looker import RemoteLooker
+from aemd.peer.office import Office
 from aemd.peer.peers import Peers
 from aemd.peer.runner import Runner
 from aemd.peer.stream import Stream, StreamHandler
@@ -62,6 +64,7 @@ from aemd.service.sessions import Sessions
 from aemd.service.standing import StandingJobs
 from aemd.service.unary import UnaryCall, Unimplemented
 from aemd.service.watchdog import Watchdog
+from aemd.sources import looks
 from aemd.sources.reactor import Timer
 
 SESSION_METHOD = "/aem.v1.EventService/Session"
@@ -117,9 +120,13 @@ class Daemon:
             others=lambda: self.peers.descriptors + self.deputy.descriptors + self.runner.descriptors,
             accounts=self.accounts,
         )
+        self.office = Office(self.loop, config.deputy) if config.deputy else None
+        self.looker = RemoteLooker(self.office) if self.office is not None else None
+        looks.install(self.looker)
         self.deputy = Deputy(
             self.loop,
             self.accounts,
+            starter=self.office,
             pidfd_of=lambda principal: self.peers.pidfd_of(principal),
             limit_ns=limits.deputy_ns,
         )
@@ -159,21 +166,25 @@ class Daemon:
             accounts=self.accounts,
             given=given,
             before_sending=lambda: self.registrations.commit(),
+            starter=self.office,
+            administrator=config.uid,
         )
         self.watchdog = Watchdog(
             self.loop, self.notifier, self.peers, listening=lambda: self.peers.listener in self.loop
         )
         self.shares = Shares(self.loop, limits.turn_ns)
         self.intake = Intake(self.accounts, self.loop, self.shares)
-        self.runner = Runner(self.loop)
+        self.runners_office = Office(self.loop, config.runner) if config.runner else None
+        self.runner = Runner(self.loop, starter=self.runners_office)
         self.commands = Commands(self.conductor, self.runner)
         self.durables = Durables(
             self.conductor,
             os.path.join(config.state_dir, STORE_FILE),
-            owner=Owner(os.geteuid()),
+            owner=Owner(config.uid),
             commands=self.commands,
         )
-        self.reload = Reload(config, limits, self.conductor, StandingJobs(self.durables, self.conductor))
+        standing = StandingJobs(self.durables, self.conductor, administrator=config.uid)
+        self.reload = Reload(config, limits, self.conductor, standing)
         self.sessions = Sessions(self.conductor, self.peers, self.shares, self.intake, self.durables)
         self.registrations = Registrations(
             self.engine,
@@ -360,6 +371,12 @@ class Daemon:
         self.watchdog.close()
         self.deputy.close()
         self.peers.close()
+        if self.office is not None and self.looker is not None:
+            looks.install(None)
+            self.looker.close()
+            self.office.close()
+        if self.runners_office is not None:
+            self.runners_office.close()
         self.loop.close()
 
 
@@ -374,7 +391,11 @@ def serve(config: Config) -> None:
     faulthandler.enable()  # what it did when the watchdog's SIGABRT came
     notifier = take_notifier(os.environ)
     given, left = _take_descriptors()
-    Daemon(config, configuration.limits, notifier=notifier, given=given, left=left).run()
+    try:
+        daemon = Daemon(config, configuration.limits, notifier=notifier, given=given, left=left)
+    except AemError as error:  # nobody looks for it
+        raise StartError(f"{config.deputy}: {error.message}") from None
+    daemon.run()
 
 
 def _take_descriptors() -> tuple[socket.socket | None, list[tuple[str, int]]]:

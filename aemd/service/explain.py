@@ -9,7 +9,6 @@ is not shown the rules that are about others.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from aemd.core.errors import AemError, Code, invalid
@@ -30,7 +29,8 @@ from aemd.v1 import admin_pb2, job_pb2
 class Explainer:
     """Answers ExplainPolicy."""
 
-    def __init__(self, conductor: Conductor, deputy: Deputy) -> None:
+    def __init__(self, conductor: Conductor, deputy: Deputy, *, administrator: int) -> None:
+        self._administrator = administrator
         self._deputy = deputy
         self._limits = conductor.limits
         self._registry = conductor.registry
@@ -150,7 +150,7 @@ class Explainer:
             groups=groups,
             pid=0,
             start_time_ticks=0,
-            administrator=request.uid in (0, os.geteuid()),
+            administrator=request.uid in (0, self._administrator),
             cgroup=request.cgroup,
             unit=request.unit,
             proven=True,

@@ -69,8 +69,15 @@ class JobFiles:
     """Takes the files of `jobs.d`, one by one. `modules`: by name; None: nobody knows them."""
 
     def __init__(
-        self, modules: Mapping[str, Description] | None, limits: Limits, names: Names | None = None
+        self,
+        modules: Mapping[str, Description] | None,
+        limits: Limits,
+        names: Names | None = None,
+        *,
+        owner: int | None = None,
     ) -> None:
+        """`owner`: of jobs that name none; the own user if None."""
+        self._owner = os.geteuid() if owner is None else owner
         self._modules = modules
         self._limits = limits
         self._names = names or Names()
@@ -108,7 +115,7 @@ class JobFiles:
             label=check.value((*path, "label"), str, table.get("label", "")) or "",
             stopped=check.value((*path, "stopped"), bool, table.get("stopped", False)) or False,
         )
-        uid = self._uid(check, (*path, "owner"), table.get("owner", os.geteuid()))
+        uid = self._uid(check, (*path, "owner"), table.get("owner", self._owner))
         self._take_params(check, (*path, "params"), request, table.get("params", {}))
         self._take_options(check, (*path, "options"), request.options, table.get("options", {}))
         self._take_keep(check, (*path, "keep"), request, table.get("keep"))

@@ -55,7 +55,7 @@ class Reload:
 
     def begin(self) -> None:
         """The modules are loaded: the policy of the start holds. ConfigurationError."""
-        self._install(interpret(read_sources(self._config), self._modules()))
+        self._install(interpret(read_sources(self._config), self._modules(), owner=self._config.uid))
 
     def begin_jobs(self) -> None:
         """The durable jobs are there: let there be those of the files, too."""
@@ -67,7 +67,7 @@ class Reload:
         AemError FAILED_PRECONDITION, CONFIGURATION_INVALID: it is wrong, and nothing has changed.
         """
         try:
-            fresh = interpret(read_sources(self._config), self._modules())
+            fresh = interpret(read_sources(self._config), self._modules(), owner=self._config.uid)
         except ConfigurationError as error:
             raise self._refused(error) from None
         self._late = self._limits.change(fresh.limits)

@@ -12,7 +12,6 @@ neither.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +40,11 @@ class _Place:
 class StandingJobs:
     """The durable jobs of the files of one daemon."""
 
-    def __init__(self, durables: Durables, conductor: Conductor, names: Names | None = None) -> None:
+    def __init__(
+        self, durables: Durables, conductor: Conductor, names: Names | None = None, *, administrator: int
+    ) -> None:
+        """`administrator`: root for the system's daemon, else whose daemon it is."""
+        self._administrator = administrator
         self._durables = durables
         self._conductor = conductor
         self._names = names or Names()
@@ -80,7 +83,7 @@ class StandingJobs:
 
     def _make(self, place: _Place, said: FileJob) -> None:
         try:
-            check_owner(said.uid, os.geteuid())
+            check_owner(said.uid, self._administrator)
             answer = partial(self._made, place, said)
             job = self._durables.create(self._owner(said), said.request, answer, origin=said.origin)
         except AemError as error:
@@ -109,7 +112,7 @@ class StandingJobs:
             groups=groups,
             pid=0,
             start_time_ticks=0,
-            administrator=said.uid == os.geteuid(),
+            administrator=said.uid == self._administrator,
         )
 
 

@@ -17,8 +17,8 @@ How it ended. There are two windows, and they do not overlap:
            which looks like success. The link /proc/PID/ns/user is guarded by the same check
            (PTRACE_MODE_READ_FSCREDS) and fails with EACCES instead of lying, for zombies too. It is read
            first. (Other guarded fields of stat do not serve: wchan is 0 also while a zombie still runs
-           its last instructions, and the addresses of a zombie are 0 for everybody.) Root may read it; a
-           daemon without privilege may for dumpable processes of its own uid.
+           its last instructions, and the addresses of a zombie are 0 for everybody.) Root may read it, and
+           a looker (looks.py); a daemon without privilege may for dumpable processes of its own uid.
   reaped   /proc/PID is gone. PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15) gives the wait status, to
            whoever holds a pidfd that was open when the process ended. Before the reap it says nothing.
 
@@ -54,6 +54,8 @@ from dataclasses import dataclass
 
 from aemd.core.errors import AemError, Code
 from aemd.core.limits import MS
+from aemd.deputy.looking import What
+from aemd.sources import looks
 from aemd.sources.counts import counts
 from aemd.sources.reactor import Reactor, Timer
 
@@ -188,7 +190,7 @@ class ProcessExit:
         _COUNTS.reads += 1
         try:
             self._facts_at_end = self.identify()
-            stat = _read_stat(self.pid) if _may_read(self.pid) else None
+            stat = _read_guarded_stat(self.pid)
         except AemError:  # reaped, or no descriptor is left to read it with; it has ended all the same
             stat = None
         facts = self._facts_at_end
@@ -338,24 +340,19 @@ def _read_proc(pid: int, name: str) -> bytes | None:
         os.close(fd)
 
 
-def _may_read(pid: int) -> bool:
-    """Whether the kernel would tell this daemon the guarded fields of /proc/PID/stat."""
-    try:
-        os.readlink(f"/proc/{pid}/ns/user")
-    except OSError:
-        return False
-    return True
+def _read_guarded_stat(pid: int) -> Stat | None:
+    """The same with the guarded fields; None if the kernel does not tell those, or it is gone."""
+    found = looks.look(pid, What.USER | What.STAT)
+    content = found.get(What.STAT)
+    return parse_stat(content) if What.USER in found and content else None
 
 
 def _user_namespace(pid: int) -> int:
     """The inode number of its user namespace; 0 for the daemon's own, or where it may not be read: then the
     uids decide alone.
     """
-    try:
-        inode = os.stat(f"/proc/{pid}/ns/user").st_ino
-        return 0 if inode == os.stat("/proc/self/ns/user").st_ino else inode
-    except OSError:
-        return 0
+    inode = looks.namespace(pid, What.USER)
+    return 0 if inode == os.stat("/proc/self/ns/user").st_ino else inode
 
 
 def _is_readable(fd: int) -> bool:

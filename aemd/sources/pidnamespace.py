@@ -29,6 +29,7 @@ import os
 
 from aemd.core.errors import AemError, Code
 from aemd.core.principal import Principal
+from aemd.sources import looks
 from aemd.sources.pidfd import gone, read_start_time
 
 NS_GET_PARENT = 0xB702  # _IO(0xb7, 2) of linux/nsfs.h
@@ -87,7 +88,7 @@ def parse_nspid(status: bytes) -> tuple[int, ...]:
 def _open(principal: Principal) -> int:
     """A descriptor of the caller's pid namespace; -1 if it cannot be had, or is another's by now."""
     try:
-        namespace = os.open(f"/proc/{principal.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        namespace = looks.open_pid_namespace(principal.pid)
     except OSError:
         return -1
     if (
@@ -120,7 +121,7 @@ def _pids(pid: int) -> tuple[int, ...]:
 
 def _ancestor(pid: int, levels: int) -> int:
     """The inode of the pid namespace so many levels above that of a process."""
-    namespace = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    namespace = looks.open_pid_namespace(pid)
     try:
         for _ in range(levels):
             parent = fcntl.ioctl(namespace, NS_GET_PARENT)

@@ -122,6 +122,9 @@ class Owned:
         self.handlers.append(Handler(stream))
         return self.handlers[-1]
 
+    def before_sending(self) -> None:
+        assert not self.lost
+
     def front_full(self, front: Front) -> None:
         assert not self.lost
 

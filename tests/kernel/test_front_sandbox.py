@@ -175,3 +175,22 @@ def test_root_is_gone(locked_up: dict[str, object]) -> None:
     assert locked_up["uid"] != 0
     assert not locked_up["setuid"]
     assert "netns=own" in str(locked_up["words"])
+
+
+WITHOUT_FOLDER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from aemd.front import sandbox
+sandbox.become(sandbox.Lodger(65_534, 65_534))
+try:
+    sandbox.enter(b"", None, data_bytes=512 << 20)
+except PermissionError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody without the right to namespaces")
+def test_front_without_a_network_of_its_own_and_without_a_folder_does_not_serve():
+    command = [sys.executable, "-c", WITHOUT_FOLDER, str(Path(__file__).parents[2])]
+    tried = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert tried.stdout == "unshare: no network namespace, and no folder instead\n"

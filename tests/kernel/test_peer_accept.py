@@ -86,6 +86,14 @@ def test_lock_of_another_user_is_refused(path: bytes) -> None:
         take(path, public=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a file is given to another user")
+def test_lock_of_whose_the_folder_is_is_taken(path: bytes) -> None:
+    Path("sock.lock").touch()
+    for name in (".", "sock.lock"):
+        os.chown(name, 65534, 65534)
+    take(path, public=True).give_back()
+
+
 def test_start_without_a_zygote_names_the_program_and_leaves_no_socket(path: bytes) -> None:
     loop = Loop(on_fault=lambda _fault: None)
     peers = Peers(

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from aemd.core.principal import Owner
+from aemd.deputy.looking import What
 from aemd.peer import principal as module
 from aemd.peer.principal import (
     NAMESPACE_UNKNOWN,
@@ -27,6 +28,7 @@ from aemd.peer.principal import (
     read_principal,
     read_self,
 )
+from aemd.sources import looks
 
 REBORN = Path(__file__).parent.parent / "robustness" / "reborn.py"
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
@@ -181,11 +183,25 @@ def test_process_in_a_pid_namespace_has_our_pid_and_its_namespace(listener: sock
     assert not principal.administrator
 
 
-def test_namespaces_that_cannot_be_read_are_nobodys_own(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Blind:
+    """Sees nothing."""
+
+    def look(self, pid: int, what: What) -> Mapping[What, bytes]:
+        return {}
+
+    def open_pid_namespace(self, pid: int) -> int:
+        raise PermissionError
+
+
+@pytest.fixture
+def blind() -> Iterator[None]:
+    looks.install(Blind())
+    yield
+    looks.install(None)
+
+
+def test_namespaces_that_cannot_be_read_are_nobodys_own(listener: socket.socket, blind: None) -> None:
     unknown = Namespaces(*[NAMESPACE_UNKNOWN] * 4)
-    monkeypatch.setattr(module, "read_namespaces", lambda pid: unknown)
     for own in (read_self(), Self(os.geteuid(), unknown)):
         with connected(listener, lambda: None) as (sock, _):
             principal = read(sock, own)

@@ -230,7 +230,16 @@ class Box:
         return self.run("journalctl", "--unit", unit, "--output", "cat", "--after-cursor", after).stdout
 
     def children(self, pid: int) -> list[int]:
-        """The children of a process, as the box counts."""
-        return [
-            int(child) for child in Path(self.path(f"/proc/{pid}/task/{pid}/children")).read_text().split()
-        ]
+        """The children of a process, as the box counts; none if it has ended."""
+        try:
+            found = Path(self.path(f"/proc/{pid}/task/{pid}/children")).read_text()
+        except OSError:
+            return []
+        return [int(child) for child in found.split()]
+
+    def name_of(self, pid: int) -> str:
+        """What a process is called; empty if it has ended."""
+        try:
+            return Path(self.path(f"/proc/{pid}/comm")).read_text().strip()
+        except OSError:
+            return ""

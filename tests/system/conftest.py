@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.box import ENVIRONMENT, Box, missing
 
-UNITS = ("aemd.service", "aemd.socket")
+UNITS = ("aemd.service", "aemd.socket", "aemd-deputy.socket", "aemd-runner.socket")
 
 
 class Service:
@@ -35,8 +35,17 @@ class Service:
     @property
     def fronts(self):
         """The processes that clients are connected to."""
-        (zygote,) = self.box.children(self.pid)
-        return self.box.children(zygote)
+        return [front for zygote in self.beside("aemd-zygote") for front in self.box.children(zygote)]
+
+    @property
+    def office(self):
+        """The main process of the deputy's unit."""
+        return int(self.box.show("aemd-deputy.service", "MainPID")["MainPID"])
+
+    def beside(self, name):
+        """The processes of that name which the office has started."""
+        office = self.office
+        return [pid for pid in self.box.children(office) if self.box.name_of(pid) == name] if office else []
 
     def status(self):
         return json.loads(self.ctl("status", "-o", "json").stdout)
@@ -56,7 +65,7 @@ class Service:
         return self.box.run("/opt/aemd/bin/aemctl", *arguments, check=check)
 
     def reset(self):
-        self.box.run("systemctl", "stop", *UNITS)
+        self.box.run("systemctl", "stop", *UNITS, "aemd-deputy.service", "aemd-runner.service")
         self.box.run("systemctl", "reset-failed", check=False)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.box.path("/run/systemd/system/aemd.service.d/test.conf"))

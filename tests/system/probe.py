@@ -23,9 +23,13 @@ STRANGER = 4_242  # a user that nobody is
 CANARY = "canary"  # what test_hardening.py has put in places
 CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000
 SYSCALLS = {
-    "x86_64": {"clock_settime": 227, "sched_setscheduler": 144, "umount2": 166, "personality": 135},
-    "aarch64": {"clock_settime": 112, "sched_setscheduler": 119, "umount2": 39, "personality": 92},
-}[os.uname().machine]
+    "x86_64": {
+        "clock_settime": 227, "sched_setscheduler": 144, "umount2": 166, "personality": 135, "fchownat": 260,
+    },
+    "aarch64": {
+        "clock_settime": 112, "sched_setscheduler": 119, "umount2": 39, "personality": 92, "fchownat": 54,
+    },
+}[os.uname().machine]  # fmt: skip
 SCHED_FIFO, PER_LINUX32 = 1, 8
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -40,6 +44,50 @@ def call(name, *arguments, invalid=0):
     if libc.syscall(SYSCALLS[name], *arguments) < 0 and ctypes.get_errno() != invalid:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def be_root():
+    os.setresuid(0, 0, 0)
+
+
+def give_a_file_away():
+    call("fchownat", -1, None, STRANGER, STRANGER, 0, invalid=errno.EFAULT)
+
+
+def share_mounts_with_the_machine():
+    same_namespace("mnt")
+
+
+def share_network_with_the_machine():
+    same_namespace("net")
+
+
+def same_namespace(name):
+    if os.stat(f"/proc/1/ns/{name}").st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+        raise RefusedError("another")
+
+
+def send_a_datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"", ("127.0.0.1", 9))
+
+
+def open_internet():
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+
+
+def make_set_user_id_file():
+    path = f"/run/{CANARY}-{os.getpid()}"
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+    try:
+        os.chmod(path, 0o4700)
+    finally:
+        os.unlink(path)
+
+
+def read_uptime():
+    with open("/proc/uptime") as file:
+        file.read()
 
 
 def read_foreign_folder():

@@ -49,7 +49,7 @@ def sleepers(aemd):
 
 
 def groups(aemd):
-    return aemd.box.run("ls", "/sys/fs/cgroup/system.slice/aemd.service").stdout.split()
+    return aemd.box.run("ls", "/sys/fs/cgroup/system.slice/aemd-runner.service").stdout.split()
 
 
 def ended(aemd, name):
@@ -74,7 +74,7 @@ def test_run_has_a_control_group_and_ends_with_all_that_it_has_started(aemd, mak
     aemd.box.until(lambda: ended(aemd, "facts"), "the run")
     aemd.box.until(lambda: len(journal(aemd, "facts")) == 5, "its output")
     group, score, uid, capabilities, privileges = [line["MESSAGE"] for line in journal(aemd, "facts")]
-    assert group == f"0::/system.slice/aemd.service/job-{number}"
+    assert group == f"0::/system.slice/aemd-runner.service/job-{number}"
     assert (score, uid) == ("0", str(OWNER))
     assert (capabilities.split()[1], privileges.split()[1]) == ("0" * 16, "1")
     assert sleepers(aemd) == []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aemd import __version__
 from aemd.cli.doctor.finding import Check, Finding, fail, ok, warn
+from aemd.service.config import service_uid
 
 if TYPE_CHECKING:
     from aem.v1 import admin_pb2
@@ -97,7 +98,7 @@ def _folder(path: str) -> Iterator[Finding]:
     folder = os.path.dirname(path)
     found = os.stat(folder)
     shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
-    if shared or found.st_uid not in (0, os.geteuid()):
+    if shared or found.st_uid not in (0, os.geteuid(), service_uid()):
         yield warn(
             folder,
             f"uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}: others can put a socket there",

@@ -189,11 +189,11 @@ def network_namespace() -> Finding:
     if number == 0:
         return ok("unshare", "a front has a network namespace of its own")
     if os.geteuid() != 0:
-        return ok("unshare", f"not for you ({os.strerror(number)}); the system's daemon is root and may")
+        return ok("unshare", f"not for you ({os.strerror(number)}); the system's deputy is root and may")
     return warn(
         "unshare",
         f"{os.strerror(number)}: fronts listen in a folder with mode 0700 instead of where nobody reaches",
-        "give the daemon CAP_SYS_ADMIN, and let no seccomp filter forbid unshare(2)",
+        "give aemd-deputy.service CAP_SYS_ADMIN, and let no seccomp filter forbid unshare(2)",
     )
 
 
@@ -238,7 +238,7 @@ def file_events() -> Finding:
         return ok("fanotify", f"groups that report {', '.join(able)}")
     if os.geteuid() != 0:
         return ok(
-            "fanotify", f"for you: {', '.join(able) or 'nothing'}; the system's daemon is root and may more"
+            "fanotify", f"for you: {', '.join(able) or 'nothing'}; the system's deputy is root and may more"
         )
     return warn(
         "fanotify",

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from aemd import __version__
 from aemd.cli.doctor.finding import Check, Finding, fail, ok, warn
-from aemd.service.config import SYSTEM_STATE
+from aemd.service.config import SYSTEM_STATE, service_uid
 
 FOLDER = "/etc/aemd"
-LODGER = "aemd"  # the user that fronts run as
+LODGER = "aemd-front"  # the user that fronts run as
 DESCRIPTORS_MIN = 4_096  # below it a few hundred clients are all
 SOMAXCONN_MIN = 4_096  # as many as the daemon's socket asks for
 WATCHES_MIN = 65_536
@@ -50,7 +50,7 @@ def checks() -> list[tuple[str, Check]]:
         ("descriptors", descriptors),
         ("somaxconn", backlog),
         ("epoll", watches),
-        ("user aemd", lodger),
+        (f"user {LODGER}", lodger),
         ("configuration", configuration),
         ("state", state),
         ("clock", clock),
@@ -101,13 +101,13 @@ def lodger() -> Finding:
         entry = pwd.getpwnam(LODGER)
     except KeyError:
         return warn(
-            "user aemd",
+            f"user {LODGER}",
             "there is none: fronts of the system's daemon run as nobody, whose other processes can end them",
-            "`systemd-sysusers aemd.conf`, or `useradd --system --shell /usr/sbin/nologin aemd`",
+            "`systemd-sysusers aemd.conf`, or `useradd --system --shell /usr/sbin/nologin aemd-front`",
         )
     if entry.pw_uid == 0:
-        return fail("user aemd", "its uid is 0: fronts would be root", "give it a uid of its own")
-    return ok("user aemd", f"uid {entry.pw_uid}")
+        return fail(f"user {LODGER}", "its uid is 0: fronts would be root", "give it a uid of its own")
+    return ok(f"user {LODGER}", f"uid {entry.pw_uid}")
 
 
 def configuration(folder: str = FOLDER, uid: int = 0) -> Iterator[Finding]:
@@ -147,11 +147,11 @@ def state(folder: str = SYSTEM_STATE) -> Finding:
         return ok("state", f"{folder} is not there yet; the daemon makes it")
     except PermissionError:
         return ok("state", f"{folder}: not for you to see")
-    if status.st_uid != 0 or status.st_mode & 0o077:
+    if status.st_uid not in (0, service_uid()) or status.st_mode & 0o077:
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         return fail(
             "state",
-            f"{folder}: uid {status.st_uid}, mode {mode}: others than root can see into it",
+            f"{folder}: uid {status.st_uid}, mode {mode}: others than root and the daemon can see into it",
             f"chown root {folder}; chmod 0700 {folder}",
         )
     if room.f_bavail < room.f_blocks * FREE_SHARE_MIN:

@@ -52,10 +52,28 @@ def test_units_start_this_interpreter_and_no_other_program(
     assert install(*arguments) == Exit.OK
     (unit,) = tmp_path.rglob("aemd.service")
     starts = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
-    assert starts == [f"ExecStart={sys.executable} -P -m aemd" + " --user" * ("--user" in arguments)]
+    options = (
+        " --user"
+        if "--user" in arguments
+        else " --deputy /run/aemd-deputy.sock --runner /run/aemd-runner.sock"
+    )
+    assert starts == [f"ExecStart={sys.executable} -P -m aemd{options}"]
     (reloads,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecReload="))
     assert f"{sys.executable} -P -m aemd.cli.ctl --address unix:" in reloads
     assert "/usr/bin/aem" not in unit.read_text()
+
+
+@pytest.mark.parametrize(
+    ("unit", "programs"), [("aemd-deputy", "deputy fronts looker"), ("aemd-runner", "runner")]
+)
+def test_deputy_and_runner_are_started_by_this_interpreter(
+    install: Install, tmp_path: Path, unit: str, programs: str
+) -> None:
+    assert install() == Exit.OK
+    (unit,) = tmp_path.rglob(f"{unit}.service")
+    command = f"{sys.executable} -P -m aemd.deputy.office aemd aemd.service {programs}"
+    assert f"ExecStart={command}\n" in unit.read_text()
+    assert "/usr/lib/aemd" not in unit.read_text()
 
 
 def test_installing_again_changes_nothing(install: Install, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 import os
+import pwd
 import stat
 
 import pytest
 
+from aemd.service import config as module
 from aemd.service.config import (
     Config,
     ConfigError,
@@ -82,6 +84,13 @@ def test_system_daemon_refuses_a_directory_of_another_user(tmp_path):
     os.chown(tmp_path, 65534, 65534)
     with pytest.raises(ConfigError, match="belongs to uid 65534"):
         prepare(Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path / "state")))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a directory is given to another user")
+def test_root_may_serve_where_the_service_did(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SERVICE_USER", "nobody")
+    os.chown(tmp_path, pwd.getpwnam("nobody").pw_uid, -1)
+    prepare(Config(socket=str(tmp_path / "s"), state_dir=str(tmp_path / "state")))
 
 
 def test_configuration_is_below_etc_or_the_users_own_folder():
