@@ -17,6 +17,7 @@ Who says what:
     READY    front -> core   the front serves; payload: how it is sandboxed, in words
     DRAIN    core -> front   say NOT_SERVING from now on
     FULL     front -> core   this front has more memory than it may have, and wants to be replaced
+    PING     core -> front   say that you live; the same comes back
     FINISH   core -> front   answer the calls that are there, take no new ones, exit
 
 Each stream has a window of WINDOW_BYTES in each direction. A sender may send while the window is above zero,
@@ -65,6 +66,7 @@ class Kind(IntEnum):
     DRAIN = 7
     FULL = 8
     FINISH = 9
+    PING = 10
 
 
 class Cut(IntEnum):
@@ -176,7 +178,7 @@ def parse_frames(buffer: bytes, payload_bytes_max: int = PAYLOAD_BYTES_MAX) -> t
     need = HEADER.size
     while size - offset >= HEADER.size:
         length, kind, flags, zero, connection, stream = HEADER.unpack_from(buffer, offset)
-        if zero or not Kind.OPEN <= kind <= Kind.FINISH:
+        if zero or not Kind.OPEN <= kind <= Kind.PING:
             raise LinkError(f"a frame of kind {kind} with {zero} in the reserved field")
         if length > payload_bytes_max:
             raise LinkError(f"a payload of {length} bytes where {payload_bytes_max} are allowed")

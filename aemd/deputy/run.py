@@ -38,7 +38,6 @@ LIMITS = (
     (resource.RLIMIT_CORE, 0, 0),
     (resource.RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS_MAX),
 )
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class NotExecutedError(Exception):
@@ -64,8 +63,9 @@ def execute(
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
         file.write(b"0")
     environment = _environment(order)
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_DFL)
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     os.dup2(stdin, 0)
     os.dup2(stdout, 1)
     os.dup2(stdout, 2)

@@ -134,7 +134,8 @@ class _Server:
             task = asyncio.create_task(self._health.enter_graceful_shutdown())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
+        elif frame.kind == Kind.PING:
+            self._uplink.send(link.pack(Kind.PING, 0))
         elif frame.kind == Kind.FINISH:
             self._told = True
             self._over.set()

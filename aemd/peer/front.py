@@ -27,6 +27,7 @@ from aemd.link import Cut, Frame, Kind, LinkError
 from aemd.peer.linkend import Handovers, LinkEnd, Traffic
 from aemd.peer.principal import read_network
 from aemd.peer.processes import Process
+from aemd.peer.pulse import Pulse
 from aemd.peer.stream import Stream, StreamHandler
 from aemd.sources.reactor import Reactor
 
@@ -112,6 +113,12 @@ class Front:
             before_sending=owner.before_sending,
         )
         self._handovers = Handovers(reactor, handover_sock, self.lose)
+        self._pulse = Pulse(
+            reactor,
+            wanted=lambda: self.ready and bool(self.connections),
+            ask=lambda: self.send(link.pack(Kind.PING, 0)),
+            silent=lambda: self.lose("it does not answer"),
+        )
 
     # -- the process
 
@@ -136,6 +143,7 @@ class Front:
 
     def finish(self, timeout_seconds: float) -> None:
         """Send all that is queued; the front sends it on and exits."""
+        self._pulse.close()
         self._link.finish(timeout_seconds)
 
     def say_farewell(self) -> None:
@@ -151,6 +159,7 @@ class Front:
         self._kill()
         self._link.close()
         self._handovers.close()
+        self._pulse.close()
         for connection in list(self.connections.values()):
             self._over(connection, "front gone")
         self._owner.front_lost(self, reason)
@@ -174,6 +183,7 @@ class Front:
         """Give it a connection; takes over `sock`. False: it takes no more just now."""
         self.connections[connection.number] = connection
         if self._handovers.send(connection.number, sock):
+            self._pulse.begin()
             return True
         self.connections.pop(connection.number, None)
         return False
@@ -334,10 +344,17 @@ class Front:
         if self.ready:
             raise LinkError("READY twice")
         self.ready = True
+        if self.connections:
+            self._pulse.begin()
         self._owner.front_ready(self)
 
     def _take_drain(self, _frame: Frame) -> None:
         raise LinkError("DRAIN is not a front's to say")
+
+    def _take_ping(self, _frame: Frame) -> None:
+        if not self._pulse.asked:
+            raise LinkError("PING that was not asked for")
+        self._pulse.answered()
 
     def _take_finish(self, _frame: Frame) -> None:
         raise LinkError("FINISH is not a front's to say")
@@ -358,4 +375,5 @@ _TAKE: dict[Kind, Callable[[Front, Frame], None]] = {
     Kind.DRAIN: Front._take_drain,
     Kind.FULL: Front._take_full,
     Kind.FINISH: Front._take_finish,
+    Kind.PING: Front._take_ping,
 }

@@ -154,6 +154,13 @@ class Durables:
         """
         self._waiting.append(lambda trouble: answer(None if trouble is None else _not_kept(trouble)))
 
+    def when_made(self, job: Job, answer: Callable[[AemError | None], None]) -> None:
+        """The same of a job that was asked for: one that is on disk already waits for nothing."""
+        if self._store is not None and self._store.is_new(job.id):
+            self.when_kept(answer)
+        else:
+            answer(None)
+
     def close(self) -> None:
         """The daemon ends: close the jobs, but keep them."""
         for job in list(self._jobs.values()):

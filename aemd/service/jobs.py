@@ -106,10 +106,16 @@ class JobService:
 
     def _create(self, principal: Principal, request: job_pb2.CreateJobRequest) -> Later:
         later = Later()
-        answer = partial(self._answer, later, principal)
-        job = self._durables.create(principal, request, answer)
-        if job is not None:
-            answer(job)
+
+        def made(job: Job | AemError) -> None:
+            if isinstance(job, AemError):
+                later.give(job)
+            else:
+                self._durables.when_made(job, lambda error: later.give(error or self._view(job, principal)))
+
+        found = self._durables.create(principal, request, made)
+        if found is not None:
+            made(found)
         return later
 
     def _list_parked(

@@ -144,6 +144,10 @@ class Store:
             self._sent, self._next = self._next, Batch()
             self._worker.submit(self._sent)
 
+    def is_new(self, job: int) -> bool:
+        """Whether it was put, or changed, and that is not on disk yet."""
+        return job in self._next.jobs or (self._sent is not None and job in self._sent.jobs)
+
     def when_written(self, told: Told) -> None:
         """Tell `told` once everything that was said up to now is on disk, or why it is not there yet."""
         if self._retry is not None:

@@ -11,7 +11,7 @@ from aemd.core.accounts import Accounts
 from aemd.core.principal import Owner, Principal
 from aemd.link import Kind
 from aemd.loop.loop import Loop
-from aemd.peer import front, linkend
+from aemd.peer import front, linkend, pulse
 from aemd.peer.front import Connection, Front
 from aemd.peer.processes import Process
 
@@ -297,6 +297,7 @@ VIOLATIONS = {
     "closed for a reason that is none": link.pack(Kind.CLOSED, 5, 0, b"\xff"),
     "ready twice": link.pack(Kind.READY, 0) * 2,
     "drain": link.pack(Kind.DRAIN, 0),
+    "answer that nobody asked for": link.pack(Kind.PING, 0),
     "no frame": b"\xff" * 24,
     "too long": link.HEADER.pack((1 << 20) + 1, Kind.DATA, 0, 0, 5, 4),
 }
@@ -345,6 +346,38 @@ def test_front_that_reads_nothing_is_lost_after_a_while(test, monkeypatch):
     while test.reason is None:
         test.loop.turn(TURN_NS)
     assert test.reason == "it reads nothing"
+
+
+def pings(test):
+    """How often it was asked whether it lives."""
+    return [kind for kind, _, _ in test.heard()].count(Kind.PING)
+
+
+def test_front_that_does_not_answer_is_lost_after_it_was_asked_once(test, monkeypatch):
+    monkeypatch.setattr(pulse, "BEAT_NS", 1)
+    test.say(link.pack(Kind.READY, 0))
+    test.connect(5)
+    while test.reason is None:
+        test.loop.turn(TURN_NS)
+    assert test.reason == "it does not answer"
+    assert test.over == [5]
+
+
+def test_front_that_answers_is_asked_as_long_as_it_has_clients(test, monkeypatch):
+    monkeypatch.setattr(pulse, "BEAT_NS", 50_000_000)
+    test.say(link.pack(Kind.READY, 0))
+    test.connect(5)
+    for _ in range(4):
+        while not pings(test):
+            test.loop.turn(TURN_NS)
+        test.say(link.pack(Kind.PING, 0))
+    test.say(link.pack(Kind.CLOSED, 5))
+    if pings(test):
+        test.say(link.pack(Kind.PING, 0))
+    for _ in range(4):
+        test.loop.turn(60_000_000)
+    assert not pings(test)
+    assert test.reason is None
 
 
 def test_front_that_takes_no_connections_is_lost_after_a_while(test, monkeypatch):

@@ -234,7 +234,7 @@ def test_what_is_no_event_is_parked_and_holds_up_nothing(rig, capfd):
     (parked,) = rig.daemon.engine.parked_of(job)
     assert parked.reason == "module prop gave what cannot be shown to a command"
     assert rig.used() == 1
-    assert "module failed" in capfd.readouterr().out
+    assert "module failed" in "".join(capfd.readouterr())
 
 
 def test_pid_is_for_those_who_know_pids_of_the_daemon(rig):
