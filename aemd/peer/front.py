@@ -115,8 +115,7 @@ class Front:
         self._handovers = Handovers(reactor, handover_sock, self.lose)
         self._pulse = Pulse(
             reactor,
-            wanted=lambda: self.ready and bool(self.connections),
-            ask=lambda: self.send(link.pack(Kind.PING, 0)),
+            ask=lambda: self._link.send(link.pack(Kind.PING, 0)),
             silent=lambda: self.lose("it does not answer"),
         )
 
@@ -143,8 +142,8 @@ class Front:
 
     def finish(self, timeout_seconds: float) -> None:
         """Send all that is queued; the front sends it on and exits."""
-        self._pulse.close()
         self._link.finish(timeout_seconds)
+        self._pulse.close()
 
     def say_farewell(self) -> None:
         """Have it answer the calls that are there and exit; its end is then no loss."""
@@ -183,7 +182,6 @@ class Front:
         """Give it a connection; takes over `sock`. False: it takes no more just now."""
         self.connections[connection.number] = connection
         if self._handovers.send(connection.number, sock):
-            self._pulse.begin()
             return True
         self.connections.pop(connection.number, None)
         return False
@@ -214,6 +212,8 @@ class Front:
     def send(self, frame: bytes) -> None:
         """Queue a frame on the link."""
         self._link.send(frame)
+        if self.ready and not self._pulse.asked:
+            self._pulse.beat()
 
     def forget(self, stream: Stream) -> None:
         """The stream was ended here."""
@@ -344,8 +344,6 @@ class Front:
         if self.ready:
             raise LinkError("READY twice")
         self.ready = True
-        if self.connections:
-            self._pulse.begin()
         self._owner.front_ready(self)
 
     def _take_drain(self, _frame: Frame) -> None:

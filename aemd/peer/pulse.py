@@ -1,7 +1,8 @@
-"""Notices that a front hangs: it is asked whether it lives, and has to answer.
+"""Notices that a front hangs: now and then it is asked whether it lives, and has to answer.
 
-A front that hangs may look well for long. What the core sends it goes into its socket's buffer, and its
-clients wait. Only one that has clients is asked, so one that has none costs nothing.
+A front that hangs may look well for long: what the core sends it goes into its socket's buffer, and its
+clients wait. The question goes with something that is being sent anyway, so nobody is woken for it, and while
+nothing is sent nothing is asked.
 """
 
 from __future__ import annotations
@@ -11,55 +12,46 @@ from collections.abc import Callable
 from aemd.core.limits import SECOND
 from aemd.sources.reactor import Reactor, Timer
 
-BEAT_NS = 5 * SECOND
-MISSED_MAX = 2  # beats; a core that was held up itself finds the answer before the second
+BEAT_NS = 5 * SECOND  # between an answer and the next question
+LATE_NS = 5 * SECOND  # an answer is late, and then as much again: the core itself may have been held up
 
 
 class Pulse:
-    """Of one front. `wanted`: whether it is to be asked at all."""
+    """Of one front. `ask` sends it the question; `silent` is called if no answer comes."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        *,
-        wanted: Callable[[], bool],
-        ask: Callable[[], None],
-        silent: Callable[[], None],
-    ) -> None:
+    def __init__(self, reactor: Reactor, *, ask: Callable[[], None], silent: Callable[[], None]) -> None:
         self._clock = reactor.clock("monotonic")
-        self._wanted = wanted
         self._ask = ask
         self._silent = silent
         self._timer: Timer | None = None
-        self._missed = 0
+        self._next_ns = 0
+        self._late = False
         self.asked = False
 
-    def begin(self) -> None:
-        """It may be wanted from now on."""
-        if self._timer is None:
-            self._timer = self._clock.call_at(self._clock.now_ns() + BEAT_NS, self._beat)
+    def beat(self) -> None:
+        """Something is sent to it, and it is not `asked`: ask, if it is time."""
+        now_ns = self._clock.now_ns()
+        if now_ns >= self._next_ns:
+            self.asked = True
+            self._ask()
+            self._timer = self._clock.call_at(now_ns + LATE_NS, self._overdue)
 
     def answered(self) -> None:
         """It lives."""
-        self.asked = False
-        self._missed = 0
+        self.close()
+        self.asked = self._late = False
+        self._next_ns = self._clock.now_ns() + BEAT_NS
 
     def close(self) -> None:
-        """Ask no more."""
+        """Expect no answer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _beat(self, _now_ns: int) -> None:
+    def _overdue(self, now_ns: int) -> None:
         self._timer = None
-        if self.asked:
-            self._missed += 1
-            if self._missed >= MISSED_MAX:
-                self._silent()
-                return
-        elif not self._wanted():
-            return
+        if self._late:
+            self._silent()
         else:
-            self.asked = True
-            self._ask()
-        self.begin()
+            self._late = True
+            self._timer = self._clock.call_at(now_ns + LATE_NS, self._overdue)

@@ -51,6 +51,7 @@ class TestFront:
         self.over = []
         self.cut = []
         self.reason = None
+        self.pings = 0  # how often it was asked whether it lives
         self.before = []  # whether anything had left when it was about to
         self.front = Front(loop, self, number=1, message_bytes=1 << 20)
         self.link, self.descriptors = self.front.ends
@@ -102,12 +103,14 @@ class TestFront:
             self.loop.turn(TURN_NS)
 
     def heard(self):
-        """The frames that the core has sent."""
+        """The frames that the core has sent, but for its questions."""
         self.loop.turn(0)
         frames = []
         while select.select([self.link], [], [], 0)[0]:
             frames += self.assembler.feed(self.link.recv(1 << 20))
-        return [(frame.kind, frame.connection, frame.stream) for frame in frames]
+        told = [(frame.kind, frame.connection, frame.stream) for frame in frames if frame.kind != Kind.PING]
+        self.pings += len(frames) - len(told)
+        return told
 
 
 @pytest.fixture
@@ -349,34 +352,43 @@ def test_front_that_reads_nothing_is_lost_after_a_while(test, monkeypatch):
 
 
 def pings(test):
-    """How often it was asked whether it lives."""
-    return [kind for kind, _, _ in test.heard()].count(Kind.PING)
+    """How often it was asked whether it lives, since the last time."""
+    test.heard()
+    count, test.pings = test.pings, 0
+    return count
 
 
-def test_front_that_does_not_answer_is_lost_after_it_was_asked_once(test, monkeypatch):
-    monkeypatch.setattr(pulse, "BEAT_NS", 1)
+def test_front_that_does_not_answer_is_lost(test, monkeypatch):
+    monkeypatch.setattr(pulse, "LATE_NS", 1)
     test.say(link.pack(Kind.READY, 0))
     test.connect(5)
+    test.say(OPENED)
+    test.handlers[0].stream.send(b"x")
     while test.reason is None:
         test.loop.turn(TURN_NS)
     assert test.reason == "it does not answer"
     assert test.over == [5]
 
 
-def test_front_that_answers_is_asked_as_long_as_it_has_clients(test, monkeypatch):
-    monkeypatch.setattr(pulse, "BEAT_NS", 50_000_000)
+def test_front_is_asked_with_what_is_sent_and_not_too_often(test, monkeypatch):
     test.say(link.pack(Kind.READY, 0))
     test.connect(5)
-    for _ in range(4):
-        while not pings(test):
-            test.loop.turn(TURN_NS)
-        test.say(link.pack(Kind.PING, 0))
-    test.say(link.pack(Kind.CLOSED, 5))
-    if pings(test):
-        test.say(link.pack(Kind.PING, 0))
-    for _ in range(4):
-        test.loop.turn(60_000_000)
+    test.say(OPENED)
     assert not pings(test)
+    for _ in range(3):
+        test.handlers[0].stream.send(b"x")
+    assert pings(test) == 1
+    test.say(link.pack(Kind.PING, 0))
+    test.handlers[0].stream.send(b"x")
+    assert not pings(test)
+    monkeypatch.setattr(pulse, "BEAT_NS", 0)
+    test.front._pulse.answered()
+    test.handlers[0].stream.send(b"x")
+    assert pings(test) == 1
+    test.say(link.pack(Kind.PING, 0))
+    before = test.loop.wakeups
+    test.loop.turn(100_000_000)  # nothing is waited for
+    assert test.loop.wakeups == before + 1
     assert test.reason is None
 
 
