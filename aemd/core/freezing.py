@@ -45,7 +45,9 @@ class Freezing(Course):
             job = binding.job
             if isinstance(binding, Reader):
                 frozen = freeze_binding(binding)
-                readers.append(FrozenReader(job.id, binding.epoch, binding.follows, binding.cut, frozen))
+                readers.append(
+                    FrozenReader(job.id, binding.epoch, binding.start, binding.follows, binding.cut, frozen)
+                )
             elif job.state is not JobState.CLOSING:  # what was shut down has ended
                 jobs.append(_freeze_job(job, started=started(job), memento=memento(job)))
         return FrozenSession(
@@ -142,7 +144,7 @@ class Freezing(Course):
             job,
             session,
             (0, 0),
-            at=Cursor(frozen.epoch, frozen.binding.head),
+            at=Cursor(frozen.epoch, frozen.start),
             follows=frozen.follows,
         )
         reader.cut = frozen.cut

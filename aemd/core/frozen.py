@@ -88,10 +88,11 @@ class FrozenJob:
 
 @dataclass(frozen=True, slots=True)
 class FrozenReader:
-    """A session's hold on a durable job."""
+    """A session's hold on a durable job. `start`: what lies before that it was never to have, of `epoch`."""
 
     job: int
     epoch: int
+    start: int
     follows: bool
     cut: bool
     binding: FrozenBinding

@@ -292,12 +292,13 @@ class Outbox:
 
     def send_marks(self, binding: Binding, writer: _Writer | None) -> None:
         """Answer the Syncs behind whose numbers nothing waits any more. Where a job that is closing has given
-        up what waited, they are answered at its end.
+        up what waited, they are answered at its end. What is missing of an epoch before is told by what the
+        present one begins with, so that comes first.
         """
         if binding.job.state is JobState.CLOSING:
             return
-        marks = binding.marks
-        while marks and (binding.epoch, binding.sent_to()) >= marks[0][:2]:
+        marks, at = binding.marks, (binding.epoch, binding.sent_to())
+        while marks and at >= marks[0][:2] and (at[1] or at[0] == marks[0][0]):
             frame = self._sync_done(binding, *marks.popleft())
             if writer is not None:
                 writer.frame(frame)

@@ -628,7 +628,8 @@ class Delivery(RuleBasedStateMachine):
             self.receive(50)
             for client in self.clients.values():
                 self.finish(client)
-            if not self.wire and not any(self.unfinished(client) for client in self.clients.values()):
+            open_ends = any(self.unfinished(client) for client in self.clients.values())
+            if not self.wire and not open_ends and not self.accounts.starving:
                 break
         self.collect(1 << 20, 50)
         self.books_balance()

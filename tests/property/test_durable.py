@@ -1032,3 +1032,46 @@ TestDurables.settings = TestDurablesUnderQuotas.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+@pytest.fixture
+def machine():
+    """For a course that failed once."""
+    return Durables()
+
+
+def begin(machine, *, acknowledgement, epochs):
+    machine.begin(
+        coalesce=False,
+        acknowledgement=acknowledgement,
+        depth=1,
+        attempts_max=0,
+        keep=6,
+        epochs=epochs,
+        role=False,
+    )
+
+
+def test_what_was_sent_without_acknowledgement_is_a_gap_after_a_handover(machine):
+    begin(machine, acknowledgement=NONE, epochs=0)
+    machine.pump(fires=1, settle=False, unread=1)
+    machine.hand_over()
+    machine.teardown()
+
+
+def test_sync_waits_for_the_gap_that_tells_of_epochs_that_were_trimmed(machine):
+    begin(machine, acknowledgement=job_pb2.ACKNOWLEDGEMENT_CUMULATIVE, epochs=1)
+    machine.fire_many(count=1, which=0)
+    machine.doubt(which=0)
+    machine.doubt(which=0)
+    machine.sync(which=0, who=0)
+    machine.fire_many(count=2, which=0)
+    machine.doubt(which=0)
+    machine.fire_many(count=1, which=0)
+    machine.pump(fires=0, settle=True, unread=0)
+    machine.pump(fires=0, settle=False, unread=0)
+    machine.fire_many(count=5, which=0)
+    machine.pump(fires=0, settle=True, unread=0)
+    machine.doubt(which=0)
+    machine.pump(fires=0, settle=False, unread=0)
+    machine.teardown()
