@@ -628,6 +628,7 @@ class Delivery(RuleBasedStateMachine):
             self.receive(50)
             for client in self.clients.values():
                 self.finish(client)
+            self.books_balance()
             open_ends = any(self.unfinished(client) for client in self.clients.values())
             if not self.wire and not open_ends and not self.accounts.starving:
                 break
