@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ class Pipe:
 
     Closing at once, and saying so, also lets the core tell a connection that broke from a stream that its
     client ended in order; gRPC shows both as "no more messages".
+
+    At the farewell it is the client that closes. gRPC has said GOAWAY then, and a client that meets a closed
+    socket with what it is just sending does not read that any more.
     """
 
     def __init__(
@@ -37,11 +41,13 @@ class Pipe:
         self._server = server
         self._over: Callable[[Cut | None], None] | None = over
         self.sieve: Sieve | None = None
+        self._leaving = False
         for way in (_Way(self, client, server, self._count), _Way(self, server, client, None)):
             way.read_on()
 
     def take_no_calls(self) -> None:
         """What begins from now on does not reach gRPC."""
+        self._leaving = True
         self.sieve = self.accountant.sieve()
 
     def close(self, cut: Cut | None = None) -> None:
@@ -50,10 +56,35 @@ class Pipe:
         if over is None:
             return
         for sock in (self._client, self._server):
+            self._leave(sock)
+        over(cut)
+
+    def ended(self, side: socket.socket) -> None:
+        """There is no more to come from that side."""
+        if side is self._client or not self._leaving:
+            self.close()
+            return
+        self._leave(self._server)
+        self._loop.remove_writer(self._client)
+        with contextlib.suppress(OSError):
+            self._client.shutdown(socket.SHUT_WR)
+        self._loop.add_reader(self._client, self._drop)
+
+    def _drop(self) -> None:
+        try:
+            data = self._client.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+
+    def _leave(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0:
             self._loop.remove_reader(sock)
             self._loop.remove_writer(sock)
             sock.close()
-        over(cut)
 
     def _count(self, data: bytes) -> Cut | None:
         self._moved(len(data))
@@ -95,7 +126,7 @@ class _Way:
             self._pipe.close()
             return
         if not data:
-            self._pipe.close()
+            self._pipe.ended(self._source)
             return
         if self._count is not None:
             cut = self._count(data)
